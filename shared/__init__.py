@@ -1,0 +1,1 @@
+"""What every Tocsin service stands on. Knows no service."""

@@ -1,0 +1,126 @@
+"""What an adapter is, and what it is given.
+
+An adapter receives from its devices and says what it heard, as `Report`s. The rules that hold for
+every sensor are kept here and not in the rooms: which time is believed, what id an event has,
+severity, redaction, sensor state, supervision of silence, clock offsets, custody.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from pydantic import SecretStr
+
+from shared.events import Actor, Kind
+
+
+class StoreFull(Exception):
+    """The event could not be taken into custody. Do not acknowledge it to the device."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What a device said about one of its sensors.
+
+    `vendor_id` is the vendor's own id of the event, unique for the device. Without one, an event's
+    id is derived from device, sensor, kind, `time` and `running`; `running` is what tells two
+    otherwise equal reports apart (a sequence number, a hash of the frame) and must be the same
+    for a repeat of the same report.
+    """
+
+    device: str
+    sensor: str | None
+    """Id of the sensor; None if no sensor of the device claims the report ("unlisted")."""
+    kind: Kind
+    time: datetime | None = None
+    """When it happened by the device's clock, aware; None if the device did not say."""
+    vendor_id: str | None = None
+    running: str = ""
+    repeat_window: float | None = None
+    """Set for devices whose identity parts recur (a sequence number that wraps and no time): the
+    same identity is a repeat only within so many seconds, and a new event after that."""
+    replayed: bool = False
+    actor: Actor | None = None
+    labels: Sequence[str] = ()
+    native: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+class Emit(Protocol):
+    async def __call__(self, *reports: Report) -> None:
+        """Return when all reports are safe on disk: acknowledge the device only then.
+
+        A report whose event was already taken (a device's retry) is not taken again, and this
+        returns all the same. Raises `StoreFull` if nothing was taken: refuse the device.
+        """
+
+
+class Context(Protocol):
+    """The gateway, as seen from an adapter."""
+
+    site: str
+    timezone: str
+    """Of the site, for devices that send local time and have no `timezone` of their own."""
+
+    @property
+    def devices(self) -> Mapping[str, Any]:
+        """This adapter's devices of the present site file, by id: the room's `config.Device`.
+
+        A new mapping object after each change of the site file; never mutated."""
+
+    async def changed(self) -> None:
+        """Wait until `devices` or a secret has changed since the last call returned."""
+
+    def secret(self, ref: Any) -> SecretStr:
+        """The present value of a `SecretRef`. Raises `shared.secrets.MissingSecret`."""
+
+    def heard(self, device: str, *, sensor: str | None = None, clock: datetime | None = None) -> None:
+        """The device (or one sensor of it) is alive. `clock` is what its clock says now, if the
+        message tells that; the offset is measured, and one over `max_skew` is reported."""
+
+    def lost(self, device: str, reason: str) -> None:
+        """The connection to the device is known to be gone (reported once, as device.offline)."""
+
+    def state(
+        self,
+        sensor: str,
+        *,
+        battery: float | None = None,
+        battery_low: bool | None = None,
+        tamper: bool | None = None,
+        online: bool | None = None,
+    ) -> None:
+        """Note what is now known of a sensor; published, retained, when it changes."""
+
+    def rejected(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
+        """Count and log bad input. `reason` is a short constant (it is a metric label);
+        `message` says where and what to do. Neither may hold a secret."""
+
+    def recall(self, key: str) -> str | None:
+        """A small durable memory for edge detection: what `remember` last put at `key`."""
+
+    def remember(self, key: str, value: str | None) -> None:
+        """Durable with the next `emit` (in the same commit) or within a second. None forgets."""
+
+    def tell(self, name: str, help: str, **labels: str) -> Callable[[float], None]:
+        """A counter of the room's own: returns its `inc`. Labels must be bounded."""
+
+
+class Adapter(ABC):
+    """One protocol. Subclassed in each room's adapter.py as `Adapter`."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @abstractmethod
+    async def run(self, emit: Emit) -> None:
+        """Receive until cancelled. Reconnects by itself, follows `context.changed()`, and raises
+        only for what makes the whole adapter impossible (its port is taken)."""
+
+    def ready(self) -> bool:
+        """Whether it listens (or has begun to connect): the service's readiness."""
+        return True
