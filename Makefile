@@ -1,0 +1,68 @@
+# Everything here sets up all that it needs by itself: Python 3.11 or newer, make and git are enough.
+# `make` alone says what there is.
+
+SECONDS ?=
+ROUNDS ?=
+NAME ?=
+ARGS ?=
+
+BIN = .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup broker demo test lint format bench chaos fuzz images adapter lock clean
+
+help:
+	@echo 'make demo               the whole gateway on simulated sensors, live   [SECONDS=20]'
+	@echo 'make test               the tests, against a real Mosquitto            [ARGS="-k dc09"]'
+	@echo 'make lint               ruff, mypy, import rules'
+	@echo 'make format             let ruff rewrite what it can'
+	@echo 'make bench              measure it on this machine                     [ARGS=...]'
+	@echo 'make chaos              kill everything at random, count what arrives  [ROUNDS=20]'
+	@echo 'make fuzz               hostile bytes for every parser                 [SECONDS=60]'
+	@echo 'make adapter NAME=foo   a new room with tests to fill in'
+	@echo 'make images             a container image for each service'
+	@echo 'make lock               pin the dependencies anew                      [ARGS=--upgrade]'
+
+setup:
+	@scripts/setup
+
+# The tests want a real Mosquitto; the script says what to do where it cannot get one.
+broker: setup
+	@scripts/get-mosquitto >/dev/null
+
+demo: setup
+	@$(BIN)/tocsin demo $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+test: broker
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: broker
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+chaos: broker
+	@$(BIN)/python -m tests.chaos $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+images: setup
+	@$(BIN)/python -m scripts.images $(ARGS)
+
+adapter: setup
+	@$(BIN)/python -m scripts.new_adapter $(NAME)
+
+lock:
+	@scripts/lock $(ARGS)
+
+clean:
+	rm -rf .venv .cache build dist
