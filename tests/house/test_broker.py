@@ -1,0 +1,133 @@
+"""Both brokers that the demo can run on carry what Tocsin puts on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import aiomqtt
+import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from services.broker import Broker, NoBroker, Program, find_mosquitto
+from tests.peers import require_peer
+
+
+@pytest.fixture(params=["mosquitto", "iotcore"])
+async def either(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+    program: Program = request.param
+    if program == "mosquitto":
+        require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
+    async with Broker(tmp_path / "broker", program=program) as running:
+        yield running
+
+
+def client(broker: Broker, name: str, will: aiomqtt.Will | None = None) -> aiomqtt.Client:
+    return aiomqtt.Client(
+        "127.0.0.1", broker.port, identifier=name, protocol=aiomqtt.ProtocolVersion.V5, will=will
+    )
+
+
+async def receive(of: aiomqtt.Client, count: int) -> list[aiomqtt.Message]:
+    async with asyncio.timeout(10):
+        return [await anext(of.messages) for _ in range(count)]
+
+
+async def test_properties_pass_through(either: Broker) -> None:
+    properties = cast(Any, Properties(PacketTypes.PUBLISH))  # type: ignore[no-untyped-call]
+    properties.ResponseTopic = "custody/a"
+    properties.CorrelationData = b"\x00id"
+    properties.ContentType = "application/cloudevents+json"
+    async with client(either, "reader") as reader, client(either, "writer") as writer:
+        await reader.subscribe("site/+/events/#", qos=1)
+        await writer.publish("site/hq/events/smoke/kitchen", b"{}", qos=1, properties=properties)
+        await writer.publish("site/hq/sightings/smoke/kitchen", b"not asked for", qos=1)
+        await writer.publish("site/hq/events/last", b"last", qos=1)
+        first, last = await receive(reader, 2)
+    assert str(first.topic) == "site/hq/events/smoke/kitchen"
+    assert (first.payload, first.qos, first.retain) == (b"{}", 1, False)
+    assert first.properties is not None
+    assert first.properties.ResponseTopic == "custody/a"
+    assert first.properties.CorrelationData == b"\x00id"
+    assert first.properties.ContentType == "application/cloudevents+json"
+    assert last.payload == b"last"
+
+
+async def test_retained_and_last_will(either: Broker) -> None:
+    will = aiomqtt.Will("services/a", b"offline", qos=1, retain=True)
+    async with client(either, "watcher") as watcher:
+        await watcher.subscribe("services/#", qos=1)
+        async with client(either, "a", will) as dying:
+            await dying.publish("services/a", b"online", qos=1, retain=True)
+            assert [m.payload for m in await receive(watcher, 1)] == [b"online"]
+            async with client(either, "late") as late:
+                await late.subscribe("services/a", qos=1)
+                [kept] = await receive(late, 1)
+                assert (kept.payload, kept.retain) == (b"online", True)
+            # A second client of that name takes its place: to the broker the first one died.
+            async with client(either, "a"):
+                assert [m.payload for m in await receive(watcher, 1)] == [b"offline"]
+            with pytest.raises(aiomqtt.MqttError):
+                await dying.publish("services/a", b"late", qos=1)
+
+
+async def test_order_and_count_under_load(either: Broker) -> None:
+    async with client(either, "reader") as reader, client(either, "writer") as writer:
+        writer.pending_calls_threshold = 1000
+        await reader.subscribe("load", qos=1)
+        sent = [str(n).encode() for n in range(2000)]
+        async with asyncio.TaskGroup() as group:
+            for payload in sent:
+                group.create_task(writer.publish("load", payload, qos=1))
+            group.create_task(_same(reader, sent))
+
+
+async def _same(reader: aiomqtt.Client, sent: list[bytes]) -> None:
+    assert [m.payload for m in await receive(reader, len(sent))] == sent
+
+
+async def test_killed_it_starts_empty_on_the_same_port(either: Broker) -> None:
+    url, pid = either.url, either.pid
+    async with client(either, "writer") as writer:
+        await writer.publish("kept", b"before", qos=1, retain=True)
+    await either.kill()
+    assert not either.running
+    with pytest.raises(aiomqtt.MqttError):
+        await client(either, "none").__aenter__()
+    await either.start()
+    assert either.url == url
+    assert either.pid != pid
+    async with client(either, "reader") as reader:
+        await reader.subscribe("kept", qos=1)
+        await reader.publish("kept", b"after", qos=1)
+        assert [m.payload for m in await receive(reader, 1)] == [b"after"]
+
+
+async def test_persistence_keeps_what_is_retained(tmp_path: Path) -> None:
+    require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
+    async with Broker(tmp_path, program="mosquitto", persistence=True) as broker:
+        async with client(broker, "writer") as writer:
+            await writer.publish("kept", b"before", qos=1, retain=True)
+        await broker.stop()
+        await broker.start()
+        async with client(broker, "reader") as reader:
+            await reader.subscribe("kept", qos=1)
+            assert [m.payload for m in await receive(reader, 1)] == [b"before"]
+
+
+async def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
+    async with Broker(tmp_path / "one", program="mosquitto") as one:
+        other = Broker(tmp_path / "other", program="mosquitto")
+        other.port = one.port
+        with pytest.raises(NoBroker, match="Address already in use"):
+            await other.start()
+        assert not other.running
+
+
+def test_iotcore_refuses_what_it_cannot_keep(tmp_path: Path) -> None:
+    with pytest.raises(NoBroker, match="persistence"):
+        Broker(tmp_path, program="iotcore", persistence=True)
