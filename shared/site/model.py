@@ -1,11 +1,4 @@
-"""The site file: every device, its sensors, the cameras that see them, and who is told.
-
-`load` reads it and raises `SiteError` with one `Mistake` (file, line, column, problem, remedy) for
-each thing that is wrong. `Follower` follows changes and keeps the last good one.
-
-The text is YAML 1.2 with its core rules for plain words: `true`, `false`, `null` and numbers, and
-everything else is text. So `22:00`, `no` and `0012` are text here, as they look.
-"""
+"""What the site file may hold, as models: their descriptions are its documentation."""
 
 from __future__ import annotations
 
