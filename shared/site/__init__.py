@@ -4,6 +4,9 @@
 each thing that is wrong. `Follower` follows changes and keeps the last good one.
 """
 
+from shared.events import Slug
+from shared.site.follow import Follower
+from shared.site.load import Mistake, SiteError, load
 from shared.site.model import (
     AnyDevice,
     AnySensor,
@@ -31,7 +34,6 @@ from shared.site.model import (
     Settings,
     Severities,
     Site,
-    Slug,
     Span,
     Suppress,
     Target,
@@ -56,7 +58,9 @@ __all__ = [
     "CamioTarget",
     "Device",
     "Duration",
+    "Follower",
     "Kinds",
+    "Mistake",
     "Model",
     "Offset",
     "Placed",
@@ -71,6 +75,7 @@ __all__ = [
     "Settings",
     "Severities",
     "Site",
+    "SiteError",
     "Slug",
     "Span",
     "Suppress",
@@ -81,5 +86,6 @@ __all__ = [
     "did_you_mean",
     "expand_kinds",
     "is_loopback",
+    "load",
     "mistake",
 ]

@@ -30,8 +30,6 @@ from pydantic_core import PydanticCustomError
 
 from shared.events import Kind, SensorType, Severity, Slug
 
-T = TypeVar("T")
-
 
 class Model(BaseModel):
     """Base of everything in the site file: immutable, and an unknown key is a mistake."""
@@ -144,7 +142,22 @@ def _base_url(url: str) -> str:
 BaseUrl = Annotated[str, StringConstraints(max_length=2048, strip_whitespace=True), AfterValidator(_base_url)]
 """http(s)://host[:port][/path], kept without its last slash."""
 
-SecretName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=128)]
+
+def _secret_name(name: str) -> str:
+    if not re.match(r"^[a-z0-9][a-z0-9_-]{0,127}\Z", name):
+        raise mistake(
+            "this is not the name of a secret",
+            "name it in small letters, digits, - and _, beginning with a letter or digit",
+        )
+    return name
+
+
+SecretName = Annotated[
+    str,
+    AfterValidator(_secret_name),
+    WithJsonSchema({"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]*$", "maxLength": 128}),
+]
+"""Name of a secret, which is a file name and part of a variable's: so no dots and no slashes."""
 
 
 class SecretRef(Model):
@@ -563,11 +576,24 @@ class AnySensor(Sensor):
     model_config = ConfigDict(extra="ignore")
 
 
+def _existing_adapter(name: str, info: ValidationInfo) -> str:
+    known = info.context.get("adapters") if info.context else None
+    if known is not None and name not in known:
+        raise mistake(
+            f'there is no adapter "{name[:64]}"',
+            did_you_mean(name, known, f"there are: {', '.join(sorted(known))}"),
+        )
+    return name
+
+
 class AnyDevice(Device):
     """A device of a room that is not loaded: what every device has, and nothing else."""
 
     model_config = ConfigDict(extra="ignore")
 
+    adapter: Annotated[str, AfterValidator(_existing_adapter)] = Field(
+        description="The protocol it speaks: the name of a room."
+    )
     sensors: dict[Slug, AnySensor] = Field(default={}, description="Its sensors, by id.")
 
 
@@ -579,6 +605,9 @@ class AnySettings(Settings):
     """Settings of a room that is not loaded."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+S = TypeVar("S", bound=Settings)
 
 
 class Room(Protocol):
@@ -698,17 +727,26 @@ def _device(value: Any, info: ValidationInfo) -> Device:
     if isinstance(value, Mapping):
         adapter = value.get("adapter")
         room = context.get("rooms", {}).get(adapter) if isinstance(adapter, str) else None
-        known = context.get("adapters")
         if room is not None:
             model = room.Device
-        elif known is not None and isinstance(adapter, str) and adapter not in known:
-            raise mistake(
-                f'there is no adapter "{adapter[:64]}"',
-                did_you_mean(adapter, known, f"there are: {', '.join(sorted(known))}"),
-            )
-        if "max_skew" in context and "max_skew" not in value:
-            value = {**value, "max_skew": context["max_skew"]}
+        if defaults := context.get("defaults"):
+            value = {**defaults, **value}
     return model.model_validate(value, context=info.context)
+
+
+def _settings(value: Any, info: ValidationInfo) -> Settings:
+    name, value = value
+    context = info.context or {}
+    room = context.get("rooms", {}).get(name)
+    model: type[Settings] = room.Settings if room else AnySettings
+    if room is None:
+        _existing_adapter(name, info)
+    return model.model_validate(value, context=context)
+
+
+def _with_names(value: Any) -> Any:
+    """Settings are checked by the room that their key names, so each gets its key along."""
+    return {name: (name, item) for name, item in value.items()} if isinstance(value, Mapping) else value
 
 
 class Site(Model):
@@ -731,9 +769,13 @@ class Site(Model):
         Slug, Annotated[SerializeAsAny[Device], WrapValidator(lambda value, _, info: _device(value, info))]
     ] = Field(default={}, description="The devices, by id.")
     targets: SerializeAsAny[Targets] = Field(default=Targets(), description="Who is told.")
-    adapters: dict[Slug, SerializeAsAny[Settings]] = Field(
-        default={}, description="Settings of whole adapters, by name."
-    )
+    adapters: Annotated[
+        dict[
+            Slug,
+            Annotated[SerializeAsAny[Settings], WrapValidator(lambda value, _, info: _settings(value, info))],
+        ],
+        BeforeValidator(_with_names),
+    ] = Field(default={}, description="Settings of whole adapters, by name.")
 
     @cached_property
     def zone(self) -> ZoneInfo:
@@ -751,6 +793,11 @@ class Site(Model):
     def devices_of(self, adapter: str) -> dict[str, Device]:
         """The devices of one adapter, by id."""
         return {id_: device for id_, device in self.devices.items() if device.adapter == adapter}
+
+    def settings(self, adapter: str, model: type[S]) -> S:
+        """The settings of an adapter, or their defaults."""
+        found = self.adapters.get(adapter)
+        return found if isinstance(found, model) else model()
 
     def active(self, schedule: str, at: datetime) -> bool:
         """Whether a schedule holds at a moment (aware)."""
