@@ -207,7 +207,7 @@ def _build(parser: Any, places: bool) -> tuple[Any, Place | None]:
             if event.anchor not in anchors:
                 raise _fail(
                     event,
-                    f'there is no anchor "{event.anchor[:64]}" above this alias',
+                    "there is no anchor of this name above",
                     "put &name before *name, and quote text that begins with *",
                 )
             if top is not None and top.key is None and type(top.value) is dict:

@@ -200,7 +200,11 @@ def expand_kinds(pattern: str) -> list[Kind]:
 def _unknown_kind(pattern: str) -> PydanticCustomError:
     return mistake(
         f'there is no kind of event "{pattern[:64]}"',
-        did_you_mean(pattern, Kind, "see the list of kinds; a * stands for any, as in access.*"),
+        did_you_mean(
+            pattern,
+            [*_KINDS, *(f"{kind.split('.')[0]}.*" for kind in Kind)],
+            "see the list of kinds; a * stands for any, as in access.*",
+        ),
     )
 
 
