@@ -278,10 +278,9 @@ class Message:
 
 
 class Memory(Protocol):
-    """A small durable memory; `shared.adapter.Context` is one."""
+    """What was committed; `shared.adapter.Context` is one."""
 
     def recall(self, key: str) -> str | None: ...
-    def remember(self, key: str, value: str | None) -> None: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -300,6 +299,9 @@ class Result:
     """What a message meant."""
 
     reports: list[Report] = field(default_factory=list)
+    memory: dict[str, str | None] = field(default_factory=dict)
+    """What to remember together with the reports: `emit(*reports, memory=memory)`. Without reports
+    each goes to `Context.remember`."""
     states: list[State] = field(default_factory=list)
     """For `Context.state`; the one whose sensor is None is the device: `heard` or `lost`."""
     heard: set[str] = field(default_factory=set)
@@ -312,18 +314,14 @@ class Result:
     """Whether any rule applied. If not, count it as ignored."""
     ignored: str | None = None
     """Why something that was understood gave no report: `unlisted`, `repeat` (for a counter)."""
-    _before: dict[str, str | None] = field(default_factory=dict)
+    _known: list[str] = field(default_factory=list)
     _told: list[str] = field(default_factory=list)
     _reader: Reader | None = None
 
-    def undo(self, memory: Memory) -> None:
-        """Forget this message's part in edges and repeats: its reports could not be taken, so when
-        it is sent again it must give them again."""
-        for key, value in self._before.items():
-            memory.remember(key, value)
+    def undo(self) -> None:
+        """The reports could not be taken: when the message comes again, it must give them again."""
         if self._reader is not None:
-            for told in self._told:
-                self._reader.forget(told)
+            self._reader.forget(self._known, self._told)
 
 
 class Point(NamedTuple):
@@ -1044,7 +1042,8 @@ class Common(Model):
     time: Time | None = Field(default=None, description="When it happened, by the device.")
     running: Values | None = Field(
         default=None,
-        description="Without an id: what tells two otherwise equal events apart. By default all of the body.",
+        description="Without an id: what, beside the time, tells two events apart, and is the same for a "
+        "message that comes twice. By default all of the body.",
     )
     actor: ActorSpec | None = Field(default=None, description="Who acted.")
     labels: Values | None = Field(default=None, description="Labels; a list gives one for each item.")
@@ -1490,6 +1489,18 @@ class _Run:
         self.spoke = spoke
         self.details: dict[int, dict[str, str]] = {}
 
+    def recall(self, key: str, listed: bool) -> str | None:
+        """What is remembered. Only sensors of the site file may use the durable memory: others are
+        named from outside, so there is no end to them, and they get a bounded one."""
+        known = self.reader.known.get(key)
+        return self.memory.recall(key) if known is None and listed else known
+
+    def remember(self, key: str, value: str, listed: bool) -> None:
+        self.reader.know(key, value)
+        self.result._known.append(key)
+        if listed:
+            self.result.memory[key] = value
+
 
 class _Action:
     """A compiled rule."""
@@ -1637,10 +1648,10 @@ class _Action:
             run.result.ignored = "unlisted"
             return
         key = _key("level", run.reader.device, name, address)
-        last = run.reader.recall(key, run.memory, point is not None)
+        last = run.recall(key, point is not None)
         if last == state:
             return
-        run.reader.remember(key, state, last, run, point is not None)
+        run.remember(key, state, point is not None)
         kind = None if word is None else _meaning(word, point)
         if kind is None:
             return
@@ -1694,12 +1705,14 @@ class _Action:
                 result.ignored = "repeat"
                 return
             result._told.append(vendor_id)
+        time = self.time(env, reader.zone) if self.time else None
         running = None
         if self.running is not None:
             running = "/".join(as_text(value(env)) or "" for value in self.running)
+        elif time is not None or (self.repeats and not of_a_state):
+            running = _digest(run.body)
         if self.repeats and not of_a_state:
-            digest = running if running is not None else _digest(run.body)
-            if self._is_copy(env, run, f"{kind}/{digest}", address, point):
+            if self._is_copy(env, run, f"{kind}/{running}", address, point):
                 result.ignored = "repeat"
                 return
         if vendor_id is not None and (of_a_state or any(r.vendor_id == vendor_id for r in result.reports)):
@@ -1716,9 +1729,10 @@ class _Action:
                 device=reader.device,
                 sensor=point.id if point else None,
                 kind=kind,
-                time=self.time(env, reader.zone) if self.time else None,
+                time=time,
                 vendor_id=vendor_id,
-                running=(running if running is not None else _digest(run.body)) if vendor_id is None else "",
+                running=running or "" if vendor_id is None else "",
+                repeat_window=self.repeats if vendor_id is None and not of_a_state else None,
                 replayed=env.retained or (self.replayed is not None and self.replayed(env)),
                 actor=self._actor(env),
                 labels=_labels(self.labels, env) if self.labels else (),
@@ -1738,13 +1752,13 @@ class _Action:
         assert self.repeats is not None
         key = _key("repeat", run.reader.device, self.name, address)
         now = env.received.timestamp()
-        last = run.reader.recall(key, run.memory, point is not None)
+        last = run.recall(key, point is not None)
         if last is not None:
             at, _, said = last.partition(" ")
             since = as_number(at)
             if said == content and since is not None and 0 <= now - since < self.repeats:
                 return True
-        run.reader.remember(key, f"{now:.3f} {content}", last, run, point is not None)
+        run.remember(key, f"{now:.3f} {content}", point is not None)
         return False
 
     def _actor(self, env: _Env) -> Actor | None:
@@ -1818,7 +1832,7 @@ def _inherited(rule: Common, outer: Common) -> Common:
 # ── Dialect and reader ───────────────────────────────────────────────────────────────────────────
 
 P = TypeVar("P", bound=Profile)
-_UNLISTED = 4_096
+_KNOWN = 16_384
 _TOLD = 8_192
 
 
@@ -1897,14 +1911,15 @@ class Reader:
         declared = {name: option.default for name, option in dialect.profile.options.items()}
         self.options: dict[str, str] = {**declared, **(options or {})}
         self._options = {f"option.{name}": value for name, value in self.options.items()}
-        self._unlisted: OrderedDict[str, str] = OrderedDict()
+        self.known: OrderedDict[str, str] = OrderedDict()
+        """What was remembered last, also what is not committed yet."""
         self._told: OrderedDict[str, None] = OrderedDict()
 
     def read(self, message: Message, memory: Memory) -> Result:
         """What a message means. Raises `Unreadable`, and nothing else.
 
-        States that changed are remembered in `memory` before this returns. If the reports cannot
-        be taken afterwards, call `Result.undo`.
+        Messages may be read before what earlier ones gave is committed. If it then cannot be, call
+        `Result.undo`.
         """
         body: Any = message.body
         tree = self.dialect.parse(body, message.form) if isinstance(body, bytes) else body
@@ -1925,20 +1940,11 @@ class Reader:
                 result.clock = self.dialect._clock(env, self.zone)
         return result
 
-    def recall(self, key: str, memory: Memory, listed: bool) -> str | None:
-        """What is remembered. Only sensors of the site file may use the durable memory: others are
-        named from outside, so there is no end to them, and they get a bounded one."""
-        return memory.recall(key) if listed else self._unlisted.get(key)
-
-    def remember(self, key: str, value: str, before: str | None, run: _Run, listed: bool) -> None:
-        if listed:
-            run.result._before.setdefault(key, before)
-            run.memory.remember(key, value)
-            return
-        self._unlisted[key] = value
-        self._unlisted.move_to_end(key)
-        if len(self._unlisted) > _UNLISTED:
-            self._unlisted.popitem(last=False)
+    def know(self, key: str, value: str) -> None:
+        self.known[key] = value
+        self.known.move_to_end(key)
+        if len(self.known) > _KNOWN:
+            self.known.popitem(last=False)
 
     def tell(self, vendor_id: str) -> bool:
         """Whether an id is told for the first time."""
@@ -1950,9 +1956,12 @@ class Reader:
             self._told.popitem(last=False)
         return True
 
-    def forget(self, vendor_id: str) -> None:
-        """The id was not told after all."""
-        self._told.pop(vendor_id, None)
+    def forget(self, keys: Iterable[str], vendor_ids: Iterable[str]) -> None:
+        """These were not remembered and told after all."""
+        for key in keys:
+            self.known.pop(key, None)
+        for vendor_id in vendor_ids:
+            self._told.pop(vendor_id, None)
 
 
 # ── Loading ──────────────────────────────────────────────────────────────────────────────────────

@@ -33,6 +33,7 @@ import yaml
 
 from shared import dialect
 from shared.adapter import Report
+from shared.events import SensorType
 
 RECEIVED = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -40,17 +41,11 @@ Read = Callable[[Mapping[str, Any], datetime, dialect.Memory], Iterable[dialect.
 """A room's way: a message of a case, when it was received, and the memory, to results."""
 
 
-class Remembered(dict[str, str]):
-    """A memory for tests."""
+class Remembered(dict[str, str | None]):
+    """A memory for tests. Update it with `Result.memory`."""
 
     def recall(self, key: str) -> str | None:
         return self.get(key)
-
-    def remember(self, key: str, value: str | None) -> None:
-        if value is None:
-            self.pop(key, None)
-        else:
-            self[key] = value
 
 
 def cases(folder: Path) -> list[Path]:
@@ -75,7 +70,7 @@ def reader(case: Mapping[str, Any], language: dialect.Dialect[Any]) -> dialect.R
         points.append(
             dialect.Point(
                 name,
-                dialect.SensorType(sensor["type"]),
+                SensorType(sensor["type"]),
                 address,
                 kinds=sensor.get("kinds", {}),
                 inverted=sensor.get("inverted", False),
@@ -105,6 +100,8 @@ def check(case: Mapping[str, Any], read: Read) -> None:
                 continue
             raise AssertionError(f"{where} should have been refused as unreadable")
         results = list(read(message, received, memory))
+        for result in results:
+            memory.update(result.memory)
         reports = [report for result in results for report in result.reports]
         expected = message.get("expect") or []
         said = [(report.kind.value, report.sensor) for report in reports]
@@ -163,4 +160,4 @@ def _compare_rest(results: list[dialect.Result], message: Mapping[str, Any], whe
     for key in ("alive", "understood", "ignored"):
         if key in message:
             values = [getattr(result, key) for result in results]
-            assert values and set(values) == {message[key]}, f"{where}: {key} is {values}"
+            assert set(values) == {message[key]}, f"{where}: {key} is {values}"
