@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 from ipaddress import ip_address
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -629,7 +629,7 @@ class Room(Protocol):
 
 
 class Target(Model):
-    """A system that is told."""
+    """A system that is told. Further ones derive from it."""
 
     select: Select = Field(default=Select(), description="The events it is told of; by default all.")
     timeout: Duration = Field(default=30.0, gt=0, description="Longest wait for an answer.")
@@ -641,6 +641,17 @@ class Target(Model):
     ca_file: str | None = Field(
         default=None, description="File of CA certificates to trust, for a server with a private one."
     )
+
+    @model_validator(mode="after")
+    def _not_in_clear(self) -> Self:
+        """Tokens go in clear only to this machine, or where the file says that they may."""
+        url = urlsplit(getattr(self, "base_url", None) or "")
+        if url.scheme == "http" and not self.insecure and not is_loopback(url.hostname or ""):
+            raise mistake(
+                "base_url is plain http to another machine, which would send tokens in clear",
+                "use https, or set `insecure: true` if the way there is safe",
+            )
+        return self
 
 
 EventName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
