@@ -78,9 +78,9 @@ from xml.parsers import expat
 from zoneinfo import ZoneInfo
 
 import orjson
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError, model_validator
 
+from shared import yamltext
 from shared.adapter import Report
 from shared.events import Actor, Kind, SensorType
 from shared.site import Duration, Model, did_you_mean, mistake
@@ -1711,10 +1711,9 @@ class _Action:
             running = "/".join(as_text(value(env)) or "" for value in self.running)
         elif time is not None or (self.repeats and not of_a_state):
             running = _digest(run.body)
-        if self.repeats and not of_a_state:
-            if self._is_copy(env, run, f"{kind}/{running}", address, point):
-                result.ignored = "repeat"
-                return
+        if self.repeats and not of_a_state and self._is_copy(env, run, f"{kind}/{running}", address, point):
+            result.ignored = "repeat"
+            return
         if vendor_id is not None and (of_a_state or any(r.vendor_id == vendor_id for r in result.reports)):
             vendor_id = f"{vendor_id}/{kind}"
             if any(r.vendor_id == vendor_id for r in result.reports):
@@ -1967,70 +1966,6 @@ class Reader:
 # ── Loading ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Loader(yaml.SafeLoader):
-    """Composes nodes by YAML 1.2's core rules: `on`, `no` and dates are text."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
-)
-
-
-class _Document:
-    """A YAML text as data, with the line of each part. Keys are always text, as they are written."""
-
-    def __init__(self, text: str) -> None:
-        self.lines: dict[tuple[str | int, ...], int] = {}
-        node = yaml.compose(text, Loader=_Loader)
-        self.data = self._data(node, ()) if node is not None else None
-
-    def _data(self, node: yaml.Node, where: tuple[str | int, ...]) -> Any:
-        self.lines[where] = node.start_mark.line + 1
-        if len(where) > 40:
-            raise yaml.composer.ComposerError(None, None, "nested too deeply", node.start_mark)
-        if isinstance(node, yaml.MappingNode):
-            data = {}
-            for key_node, value_node in node.value:
-                key = key_node.value
-                if not isinstance(key, str):
-                    raise yaml.composer.ComposerError(None, None, "a key is not text", key_node.start_mark)
-                if key in data:
-                    raise yaml.composer.ComposerError(
-                        None, None, f'"{key}" is there twice', key_node.start_mark
-                    )
-                data[key] = self._data(value_node, (*where, key))
-                self.lines[(*where, key)] = key_node.start_mark.line + 1
-            return data
-        if isinstance(node, yaml.SequenceNode):
-            return [self._data(item, (*where, place)) for place, item in enumerate(node.value)]
-        match node.tag.rpartition(":")[2]:
-            case "null":
-                return None
-            case "bool":
-                return node.value == "true"
-            case "int":
-                return int(node.value)
-            case "float":
-                return float(node.value)
-        return node.value
-
-    def line(self, where: Sequence[str | int]) -> int:
-        for length in range(len(where), -1, -1):
-            line = self.lines.get(tuple(where[:length]))
-            if line is not None:
-                return line
-        return 1
-
-
 def _where(location: Sequence[str | int]) -> str:
     path = ""
     for part in location:
@@ -2044,24 +1979,34 @@ _ARTIFACTS = ("function-", "constrained-str", "str", "Table", "First", "Join", "
 def compile_text(text: str, file: str, model: type[P], name: str = "") -> Dialect[P]:
     """The dialect that a YAML text says. `file` is for messages. Raises `ProfileError`."""
     try:
-        document = _Document(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "cannot be read"
-        line = mark.line + 1 if mark else 1
-        raise ProfileError(file, [Mistake(line, "the file", f"not YAML: {problem}", "")]) from None
-    if not isinstance(document.data, dict):
+        data = yamltext.parse(text)
+    except yamltext.YamlError as error:
+        raise ProfileError(file, [Mistake(error.line, "the file", error.problem, error.remedy)]) from None
+    if not isinstance(data, dict):
         raise ProfileError(file, [Mistake(1, "the file", "it holds no mapping", "begin with about:")])
     try:
-        return Dialect(model.model_validate(document.data), name or Path(file).stem)
+        return Dialect(model.model_validate(data), name or Path(file).stem)
     except ValidationError as error:
-        raise ProfileError(file, [_mistake(found, document, model) for found in error.errors()]) from None
+        places = yamltext.locate(text)
+        raise ProfileError(file, [_mistake(found, places, model) for found in error.errors()]) from None
 
 
-def _mistake(found: Any, document: _Document, model: type[Model]) -> Mistake:
+def _line(where: Sequence[str | int], place: yamltext.Place) -> int:
+    line = place.line
+    for part in where:
+        if isinstance(part, str) and part in place.keys:
+            line = place.keys[part][0]
+        if part not in place.children:
+            break
+        place = place.children[part]
+        line = line if isinstance(part, str) else place.line
+    return line
+
+
+def _mistake(found: Any, places: yamltext.Place, model: type[Model]) -> Mistake:
     where = [part for part in found["loc"] if not (isinstance(part, str) and part.startswith(_ARTIFACTS))]
     context = found.get("ctx") or {}
-    line = document.line(where)
+    line = _line(where, places)
     if "problem" in context:
         return Mistake(line, _where(where), context["problem"], context["remedy"])
     if found["type"] == "extra_forbidden":
@@ -2086,11 +2031,13 @@ def _mistake(found: Any, document: _Document, model: type[Model]) -> Mistake:
 def load(path: str | Path, model: type[P] | None = None) -> Dialect[Any]:
     """The dialect of a profile's file. Raises `ProfileError`, also if there is no such file."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        text = yamltext.decode(Path(path).read_bytes())
+    except OSError as error:
+        problem = f"it cannot be read: {error.strerror}"
+        raise ProfileError(str(path), [Mistake(1, "the file", problem, "check its path and owner")]) from None
+    except yamltext.YamlError as error:
         raise ProfileError(
-            str(path), [Mistake(1, "the file", f"it cannot be read: {reason}", "check its path and owner")]
+            str(path), [Mistake(error.line, "the file", error.problem, error.remedy)]
         ) from None
     return compile_text(text, str(path), model or Profile)
 

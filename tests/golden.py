@@ -29,9 +29,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import yaml
-
-from shared import dialect
+from shared import dialect, yamltext
 from shared.adapter import Report
 from shared.events import SensorType
 
@@ -54,7 +52,7 @@ def cases(folder: Path) -> list[Path]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    case: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    case: dict[str, Any] = yamltext.parse(path.read_text(encoding="utf-8"))
     assert case.get("source"), f"{path.name} must name its public source"
     return case
 
