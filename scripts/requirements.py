@@ -1,0 +1,54 @@
+"""Prints the part of requirements.lock that one service needs: `python scripts/requirements.py EXTRA`.
+
+The lock says of each package on whose account it is there ("via"), which is followed from the
+extra's own dependencies down. So each image holds its service's packages, with their hashes, and
+no others. Runs on a bare Python: it is used where nothing is installed yet.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def for_extra(extra: str, root: Path = ROOT) -> str:
+    """Lock lines for the base dependencies and those of `extra`. Raises KeyError if there is none."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"][extra]]
+    entries = _entries((root / "requirements.lock").read_text())
+    needed = set(map(_name, wanted))
+    if missing := needed - {name for name, _, _ in entries}:
+        raise LookupError(f"requirements.lock lacks {', '.join(sorted(missing))}: run make lock")
+    while grown := {name for name, via, _ in entries if name not in needed and needed & via}:
+        needed |= grown
+    return "".join(text for name, _, text in entries if name in needed)
+
+
+def _entries(lock: str) -> list[tuple[str, set[str], str]]:
+    """Name, the packages that need it, and text of each entry; a package may have several, by marker."""
+    texts = re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE)[1:]
+    return [(_name(text), set(_via(text.splitlines())), text) for text in texts]
+
+
+def _via(lines: Iterable[str]) -> Iterable[str]:
+    for line in lines:
+        found = re.fullmatch(r"\s+#(?: via)?\s*([A-Za-z0-9._-]+)?(?: \(.*\))?", line)
+        if found and found[1]:
+            yield _name(found[1])
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found, requirement
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    sys.stdout.write(for_extra(sys.argv[1]))

@@ -1,0 +1,110 @@
+"""Prints the ACL of a site's broker in Mosquitto's form: `python -m services.broker_acl SITE`.
+
+Every service is a user of its own and may write and read its own topics only, as `shared.topics`
+grants them. Beside the services there are two people's users: `operator`, who reads everything and
+gives commands, and `reader`, who reads the public topics and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pkgutil
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+import services
+import services.adapters
+from shared.events import Slug
+from shared.topics import GRANTS, PREFIX, Role, role_of
+
+_ACCESS = ("read", "write", "readwrite")
+
+
+class Extra(NamedTuple):
+    """A grant outside Tocsin's own topics: to foreign devices on the same broker."""
+
+    user: str
+    access: str
+    topic: str
+
+
+def known_services() -> list[str]:
+    """Names of the services that are installed, as in `tocsin run NAME`."""
+    adapters = [f"adapter-{module.name}" for module in pkgutil.iter_modules(services.adapters.__path__)]
+    others = [
+        module.name.replace("_", "-")
+        for module in pkgutil.iter_modules(services.__path__)
+        if module.name == "correlator" or module.name.endswith("_publisher")
+    ]
+    return adapters + others
+
+
+def acl(site: str, names: Iterable[str], extras: Sequence[Extra] = ()) -> str:
+    """The ACL file for the services `names` of `site`.
+
+    >>> print(acl("hq", ["adapter-dc09"]).partition("user ")[2].splitlines()[1])
+    topic write tocsin/v1/hq/events/#
+
+    Raises ValueError for what is not a site's id or a service's name, and for an extra grant that
+    would open Tocsin's own topics.
+    """
+    try:
+        TypeAdapter(Slug).validate_python(site)
+    except ValidationError:
+        raise ValueError(f"{site!r} is not the id of a site") from None
+    base = f"{PREFIX}/{site}"
+    identities: list[tuple[str, Role]] = [(name, role_of(name)) for name in sorted(names)]
+    identities += [("operator", "operator"), ("reader", "reader")]
+    rights: dict[str, list[str]] = {}
+    for name, role in identities:
+        own = {"service": name, "target": name.removesuffix("-publisher")}
+        rights[name] = [
+            f"topic {grant.access} {base}/{grant.topic.format_map(own)}"
+            for grant in GRANTS
+            if grant.role == role
+        ]
+    for extra in extras:
+        _check(extra)
+        rights.setdefault(extra.user, []).append(f"topic {extra.access} {extra.topic}")
+    blocks = ["\n".join([f"user {name}", *lines]) for name, lines in rights.items()]
+    head = f"# Who may write and read what at the broker of site {site}. Made by services.broker_acl."
+    return "\n\n".join([head, *blocks]) + "\n"
+
+
+def _check(extra: Extra) -> None:
+    if extra.access not in _ACCESS:
+        raise ValueError(f"access is one of {', '.join(_ACCESS)}, not {extra.access!r}")
+    if extra.topic.split("/")[0] in ("#", "+", PREFIX.split("/")[0]):
+        raise ValueError(f"{extra.topic!r} takes in Tocsin's own topics, whose rights are fixed")
+    if any(not text.isprintable() or text != text.strip() for text in extra):
+        raise ValueError(f"a user and a topic are printable text without blanks around it, not {extra!r}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m services.broker_acl", description=(__doc__ or "").split("\n\n", 1)[1]
+    )
+    parser.add_argument("site", help="id of the site, as in the site file's `site:`")
+    parser.add_argument(
+        "--service", action="append", default=[], metavar="NAME",
+        help="one more service, such as adapter-foo from another package",
+    )  # fmt: skip
+    parser.add_argument(
+        "--also", action="append", default=[], nargs=3, metavar=("USER", "ACCESS", "TOPIC"),
+        help="a grant for devices that use the same broker: --also zigbee2mqtt readwrite 'zigbee2mqtt/#'"
+        " --also adapter-mqtt read 'zigbee2mqtt/#'",
+    )  # fmt: skip
+    given = parser.parse_args(arguments)
+    try:
+        text = acl(given.site, {*known_services(), *given.service}, [Extra(*each) for each in given.also])
+    except ValueError as error:
+        parser.error(str(error))
+    sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
