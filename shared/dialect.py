@@ -923,6 +923,7 @@ def _kind_word(word: Any) -> Any:
 
 
 _KINDS: dict[str, Kind] = {str(kind): kind for kind in Kind}
+_ITSELF: dict[str, str | None] = {word: word for word in (*_KINDS, *_STATE_WORDS)}
 
 KindWord = Annotated[str | None, BeforeValidator(_kind_word)]
 """A kind, or `active` or `normal`: what the sensor's type makes of it; null for no report."""
@@ -932,7 +933,11 @@ class KindTable(Model):
     """The kind of event by a value."""
 
     of: Value = Field(description="The value to look up.")
-    table: dict[str, KindWord] = Field(description="The kind for each value; null: understood, no report.")
+    table: dict[str, KindWord] | None = Field(
+        default=None,
+        description="The kind for each value; null: understood, no report. Without a table the value is "
+        "itself the name of a kind, or `active` or `normal`.",
+    )
     otherwise: KindWord = Field(
         default=None,
         alias="else",
@@ -975,7 +980,8 @@ class TimeSpec(Model):
         default="iso8601",
         alias="as",
         description="iso8601 (without a zone: the device's), epoch_s, epoch_ms, epoch_us, epoch_ns (numbers "
-        "or their text), or a pattern like %Y-%m-%d %H:%M:%S.",
+        "or their text), auto (ISO 8601, or a number whose size tells its unit), or a pattern like "
+        "%Y-%m-%d %H:%M:%S.",
     )
     zone: Value | None = Field(
         default=None, description="IANA timezone, if the message names one and the time has none of its own."
@@ -983,10 +989,12 @@ class TimeSpec(Model):
 
     @model_validator(mode="after")
     def _known(self) -> TimeSpec:
-        if self.format not in ("iso8601", *_EPOCHS) and "%" not in self.format:
+        if self.format not in ("iso8601", "auto", *_EPOCHS) and "%" not in self.format:
             raise mistake(
                 f'"{self.format[:40]}" is not a format of time',
-                did_you_mean(self.format, ["iso8601", *_EPOCHS], "or a pattern like %Y-%m-%d %H:%M:%S"),
+                did_you_mean(
+                    self.format, ["iso8601", "auto", *_EPOCHS], "or a pattern like %Y-%m-%d %H:%M:%S"
+                ),
             )
         return self
 
@@ -1428,6 +1436,21 @@ def read_time(raw: Any, form: str, zone: tzinfo) -> datetime | None:
     """A time of a message, aware, or None if it is none. `form` as in `TimeSpec`; `zone` is for
     times that name none."""
     try:
+        if form == "auto":
+            number = as_number(raw)
+            if number is None:
+                form = "iso8601"
+            else:
+                size = abs(number)
+                form = (
+                    "epoch_s"
+                    if size < 1e11
+                    else "epoch_ms"
+                    if size < 1e14
+                    else "epoch_us"
+                    if size < 1e17
+                    else "epoch_ns"
+                )
         if form in _EPOCHS:
             number = as_number(raw)
             if number is None:
@@ -1589,8 +1612,9 @@ class _Action:
         if self.of is not None:
             assert isinstance(self.kind, KindTable)
             value = as_text(self.of(env))
-            if value in self.kind.table:
-                word = self.kind.table[value or ""]
+            table = _ITSELF if self.kind.table is None else self.kind.table
+            if value is not None and value in table:
+                word = table[value]
             elif self.kind.closed or (value is None and not self.kind.otherwise):
                 return applied
             else:
