@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
+from shared.bus import Endpoint
 from shared.events import Actor, Kind
+from shared.store import StoreFull
 
-
-class StoreFull(Exception):
-    """The event could not be taken into custody. Do not acknowledge it to the device."""
+__all__ = ["Adapter", "Context", "Emit", "Report", "StoreFull"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,8 +51,11 @@ class Report:
 
 
 class Emit(Protocol):
-    async def __call__(self, *reports: Report) -> None:
+    async def __call__(self, *reports: Report, memory: Mapping[str, str | None] = ...) -> None:
         """Return when all reports are safe on disk: acknowledge the device only then.
+
+        `memory` (see `Context.recall`; None forgets) is written in the same commit, and is what
+        `recall` answers only once that has succeeded.
 
         A report whose event was already taken (a device's retry) is not taken again, and this
         returns all the same. Raises `StoreFull` if nothing was taken: refuse the device.
@@ -62,9 +65,20 @@ class Emit(Protocol):
 class Context(Protocol):
     """The gateway, as seen from an adapter."""
 
-    site: str
-    timezone: str
-    """Of the site, for devices that send local time and have no `timezone` of their own."""
+    @property
+    def site(self) -> str: ...
+
+    @property
+    def timezone(self) -> str:
+        """Of the site, for devices that send local time and have no `timezone` of their own."""
+
+    @property
+    def settings(self) -> Any:
+        """The room's `config.Settings` of the site file, or None."""
+
+    @property
+    def gateway_broker(self) -> Endpoint:
+        """The gateway's own broker, for devices that publish to it."""
 
     @property
     def devices(self) -> Mapping[str, Any]:
@@ -104,7 +118,8 @@ class Context(Protocol):
         """A small durable memory for edge detection: what `remember` last put at `key`."""
 
     def remember(self, key: str, value: str | None) -> None:
-        """Durable with the next `emit` (in the same commit) or within a second. None forgets."""
+        """Note what stands alone, durable within a second. What goes with a report belongs into
+        `emit(..., memory=...)`. None forgets."""
 
     def tell(self, name: str, help: str, **labels: str) -> Callable[[float], None]:
         """A counter of the room's own: returns its `inc`. Labels must be bounded."""

@@ -1,0 +1,120 @@
+"""Suppression of repeats: a chattering contact becomes one event with a count.
+
+The first event of a kind from a sensor passes at once. Its repeats within the window are held: without
+a receipt, so that they stay in their adapter's custody. When the window closes, one event that
+stands for all of them is made, committed to the correlator's own store, and only then are they
+receipted. So a correlator that is killed at any moment loses none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum, auto
+
+from shared.events import Event, event_id, utcnow
+
+_MOST_HELD = 500
+_MOST_FOLDED = 50_000
+
+
+class Verdict(Enum):
+    PASS = auto()
+    HOLD = auto()
+    """It is held, or already being folded: no receipt yet."""
+    FOLDED = auto()
+    """An event that stands for it is in custody: it can be receipted."""
+
+
+@dataclass(slots=True)
+class Window:
+    """The repeats of one kind from one sensor since its last event that passed."""
+
+    key: tuple[str, str]
+    length: float
+    closes: float
+    passed: str
+    held: dict[str, tuple[str | None, Event]] = field(default_factory=dict)
+    """Event by id, with the topic for its receipt."""
+
+
+class Chatter:
+    """`now` is a monotonic clock, seconds. `folded`: ids that an earlier run has folded."""
+
+    def __init__(self, now: Callable[[], float], folded: Iterable[str] = ()) -> None:
+        self._now = now
+        self._windows: dict[tuple[str, str], Window] = {}
+        self._folding: set[str] = set()
+        self._folded: dict[str, None] = dict.fromkeys(folded)
+
+    def judge(self, event: Event, reply: str | None, window: timedelta) -> Verdict:
+        """What becomes of an event of a sensor whose repeats are suppressed."""
+        if event.id in self._folded:
+            return Verdict.FOLDED
+        if event.id in self._folding:
+            return Verdict.HOLD
+        key = (event.data.sensor.id, str(event.data.kind))
+        found = self._windows.get(key)
+        if found is None:
+            self._open(key, window.total_seconds(), event.id)
+            return Verdict.PASS
+        if event.id == found.passed:
+            return Verdict.PASS
+        found.held[event.id] = (reply, event)
+        return Verdict.HOLD
+
+    def _open(self, key: tuple[str, str], length: float, passed: str) -> None:
+        self._windows[key] = Window(key, length, self._now() + length, passed)
+
+    def due(self) -> list[Window]:
+        """Windows that close now and have repeats, each to be followed by `done` or `failed`."""
+        now = self._now()
+        closing = []
+        for key, window in list(self._windows.items()):
+            if window.closes > now and len(window.held) < _MOST_HELD:
+                continue
+            del self._windows[key]
+            if window.held:
+                # A chatter that goes on is held for the next one, after another window.
+                self._open(key, window.length, window.passed)
+                self._folding |= window.held.keys()
+                closing.append(window)
+        return closing
+
+    def done(self, window: Window) -> None:
+        """The event that stands for the window's is on disk."""
+        self._folding -= window.held.keys()
+        self._folded.update(dict.fromkeys(window.held))
+        while len(self._folded) > _MOST_FOLDED:
+            del self._folded[next(iter(self._folded))]
+
+    def failed(self, window: Window) -> None:
+        """It could not be stored: hold the window's events for the next one."""
+        self._folding -= window.held.keys()
+        self._windows[window.key].held.update(window.held)
+
+
+def summary(held: list[Event], source: str, sequence: str) -> Event:
+    """The event that stands for `held`: the last of them, with a count and the times of both ends."""
+    last = max(held, key=lambda event: event.time)
+    first = min(held, key=lambda event: event.time)
+    data = last.data.model_copy(
+        update={
+            "count": sum(event.data.count for event in held),
+            "details": {
+                **last.data.details,
+                "first_time": first.time.isoformat(),
+                "last_time": last.time.isoformat(),
+            },
+        }
+    )
+    return last.model_copy(
+        update={
+            "id": event_id(source, *sorted(event.id for event in held)),
+            "source": source,
+            "recordedtime": utcnow(),
+            "sequence": sequence,
+            "data": data,
+        }
+    )

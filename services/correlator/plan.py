@@ -1,0 +1,123 @@
+"""The map of a site, made for looking up: its cost does not grow with the number of sensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from shared.events import Event, Kind, SensorType, Severity
+from shared.site import CameraRef, Select, Site
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A camera that sees a sensor. `offset` is added to an event's time for this camera."""
+
+    id: str
+    name: str
+    offset: timedelta
+    vms: bool
+    """Whether the VMS knows the camera."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the plan knows of one sensor, or of one device for its own events."""
+
+    views: tuple[View, ...]
+    select: Select | None
+    suppress: timedelta | None
+
+
+Choice = tuple[SensorType, Kind, Severity]
+
+
+class Plan:
+    """Where the events of a site go."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._views: dict[str, View] = {}
+        self._places: dict[str, Place] = {}
+        self._chosen: dict[tuple[str, Choice], tuple[str, ...]] = {}
+        self._targets = site.targets.items()
+        self._timed = _timed(site)
+        shared: dict[tuple[CameraRef, ...], tuple[View, ...]] = {}
+
+        def views(refs: tuple[CameraRef, ...]) -> tuple[View, ...]:
+            made = shared.get(refs)
+            if made is None:
+                made = shared[refs] = tuple(self._view(ref) for ref in refs)
+            return made
+
+        for device_id, device in site.devices.items():
+            of_device = device.suppress or site.suppress
+            self._places[device_id] = Place(views(device.cameras), None, None)
+            for sensor_id, sensor in device.sensors.items():
+                suppress = sensor.suppress or of_device
+                self._places[sensor_id] = Place(
+                    views(sensor.cameras),
+                    sensor.select,
+                    timedelta(seconds=suppress.window) if suppress and suppress.window else None,
+                )
+
+    def _view(self, ref: CameraRef) -> View:
+        camera = self.site.cameras[ref.camera]
+        return View(
+            ref.camera,
+            camera.name or ref.camera,
+            timedelta(seconds=camera.time_offset + ref.offset),
+            camera.vms is not None,
+        )
+
+    def place(self, event: Event) -> Place | None:
+        """The place of the event's sensor; None if the site file names neither it nor its device."""
+        sensor = event.data.sensor
+        return self._places.get(sensor.id) or self._places.get(sensor.device)
+
+    def targets(self, event: Event, place: Place) -> tuple[str, ...]:
+        """Who must learn of the event. The VMS only where it knows a camera that sees the sensor."""
+        data = event.data
+        key = (data.sensor.id, (data.sensor.type, data.kind, data.severity))
+        if not self._timed:
+            chosen = self._chosen.get(key)
+            if chosen is None:
+                chosen = self._chosen[key] = self._choose(event, place)
+            return chosen
+        return self._choose(event, place)
+
+    def _choose(self, event: Event, place: Place) -> tuple[str, ...]:
+        if place.select is not None and not self._selects(place.select, event):
+            return ()
+        return tuple(
+            name
+            for name, target in self._targets
+            if (name != "vms" or any(view.vms for view in place.views))
+            and self._selects(target.select, event)
+        )
+
+    def _selects(self, select: Select, event: Event) -> bool:
+        data = event.data
+        return select.matches(
+            type=data.sensor.type,
+            kind=data.kind,
+            severity=data.severity,
+            sensor=data.sensor.id,
+            active=self._active(event.time),
+        )
+
+    def _active(self, at: datetime) -> Callable[[str], bool]:
+        return lambda schedule: self.site.active(schedule, at)
+
+
+def _timed(site: Site) -> bool:
+    """Whether any selection depends on the time, so that choices can't be kept."""
+
+    def asks(select: Select | None) -> bool:
+        return select is not None and (select.schedule is not None or asks(select.exclude))
+
+    sensors: Mapping[str, object] = site.sensors
+    return any(asks(target.select) for _, target in site.targets.items()) or any(
+        asks(site.sensors[id_].sensor.select) for id_ in sensors
+    )

@@ -1,0 +1,196 @@
+"""The correlator: events in, sightings out.
+
+It stores nothing of what passes through: the adapter keeps custody until the publishers have it, so a
+correlator can be killed, restarted or run in several copies at no risk. Only events that it makes
+itself (see `chatter`) start in a store of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+import uuid
+from datetime import timedelta
+
+import orjson
+from pydantic import ValidationError
+
+from services.correlator.chatter import Chatter, Verdict, Window, summary
+from services.correlator.plan import Place, Plan
+from shared import metrics
+from shared.bus import Message
+from shared.custody import LANES, OUTBOX_SCHEMA, Entry, Receipts, Sender
+from shared.events import Event, utcnow
+from shared.service import Part, Runtime
+from shared.store import Store, StoreFull
+
+log = logging.getLogger("tocsin.correlator")
+
+_PATIENCE_FOR_MAP = timedelta(seconds=60)
+"""How long an event of an unknown sensor is left to its adapter, which will send it again: the site
+file may have reached the adapter before it reached this service."""
+_FOLDED = "folded:"
+_FOLDED_FOR = 3600
+_TICK = 0.25
+_RECEIPTS_EVERY = 0.02
+
+
+class Correlator(Part):
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime)
+        self._plan = Plan(runtime.site)
+        self._source = f"/{runtime.site.site}/{runtime.name}"
+        self._receipts = Receipts(runtime.bus, runtime.name)
+        self._receipts_due: asyncio.TimerHandle | None = None
+        self._store = Store(runtime.state_dir / "outbox.db", OUTBOX_SCHEMA, max_bytes=runtime.store_max_bytes)
+        self._sender = Sender(runtime.bus, self._store, runtime.topics, runtime.name)
+        self._chatter = Chatter(time.monotonic)
+        self._said_unknown: set[str] = set()
+        self._mapped = metrics.CORRELATED.labels("mapped")
+        self._unwanted = metrics.CORRELATED.labels("unwanted")
+        self._unknown = metrics.CORRELATED.labels("unknown_sensor")
+        self._set_aside = metrics.SET_ASIDE.labels(runtime.name)
+        runtime.bus.subscribe(runtime.topics.event("+", "+"), self._on_event)
+        runtime.on_change(self._on_change)
+
+    def _on_change(self) -> None:
+        if self.runtime.site is not self._plan.site:
+            self._plan = Plan(self.runtime.site)
+            self._said_unknown.clear()
+
+    async def start(self) -> None:
+        await self._store.open()
+        await self._sender.open()
+
+        def folded(connection: sqlite3.Connection) -> list[str]:
+            connection.execute(
+                "DELETE FROM memory WHERE key GLOB ? AND CAST(value AS INTEGER) < ?",
+                (f"{_FOLDED}*", int(time.time()) - _FOLDED_FOR),
+            )
+            rows = connection.execute("SELECT key FROM memory WHERE key GLOB ?", (f"{_FOLDED}*",))
+            return [key.removeprefix(_FOLDED) for (key,) in rows]
+
+        self._chatter = Chatter(time.monotonic, await self._store.read(folded))
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._sender.run())
+            group.create_task(self._close_windows())
+
+    async def stop(self) -> None:
+        self._receipts.send()
+        await self._store.close()
+
+    def refresh(self) -> None:
+        metrics.OUTSTANDING.labels(self.runtime.name).set(self._sender.outstanding)
+        metrics.STORE_BYTES.labels(self.runtime.name).set(self._store.bytes)
+
+    def _on_event(self, message: Message) -> None:
+        try:
+            event = Event.model_validate_json(message.payload)
+        except ValidationError as error:
+            self._set_aside.inc()
+            log.warning(
+                "an event could not be understood; it is set aside",
+                extra={"topic": message.topic, "error": str(error)[:300], "size": len(message.payload)},
+            )
+            self._receipt(message.response_topic, (message.correlation or b"").decode(errors="replace"))
+            return
+        place = self._plan.place(event)
+        if place is None:
+            self._on_unknown(event, message)
+            return
+        if place.suppress is not None and event.source != self._source and not event.data.replayed:
+            verdict = self._chatter.judge(event, message.response_topic, place.suppress)
+            if verdict is Verdict.HOLD:
+                return
+            if verdict is Verdict.FOLDED:
+                self._receipt(message.response_topic, event.id)
+                return
+        targets = self._plan.targets(event, place)
+        if not targets:
+            self._unwanted.inc()
+            self._receipt(message.response_topic, event.id)
+            return
+        self.runtime.bus.publish(
+            self.runtime.topics.sighting(event.data.sensor.type, event.data.sensor.id),
+            sighting(event, message.payload, place, targets, self._source),
+            response_topic=message.response_topic,
+            correlation=message.correlation,
+        )
+        self._mapped.inc()
+
+    def _on_unknown(self, event: Event, message: Message) -> None:
+        if utcnow() - event.recordedtime < _PATIENCE_FOR_MAP:
+            return
+        self._unknown.inc()
+        if event.data.sensor.id not in self._said_unknown:
+            self._said_unknown.add(event.data.sensor.id)
+            log.error(
+                "the site file names neither the sensor nor its device: nobody is told",
+                extra={"event": event.id, "sensor": event.data.sensor.id, "device": event.data.sensor.device},
+            )
+        self._receipt(message.response_topic, event.id)
+
+    def _receipt(self, reply: str | None, id_: str) -> None:
+        """Receipt, with others, what needs no publisher."""
+        self._receipts.add(reply, (self.runtime.name,), id_)
+        if self._receipts_due is None:
+            self._receipts_due = asyncio.get_running_loop().call_later(_RECEIPTS_EVERY, self._send_receipts)
+
+    def _send_receipts(self) -> None:
+        self._receipts_due = None
+        self._receipts.send()
+
+    async def _close_windows(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            for window in self._chatter.due():
+                await self._fold(window)
+
+    async def _fold(self, window: Window) -> None:
+        sequence = self._sender.next_sequence()
+        made = summary([event for _, event in window.held.values()], self._source, f"{sequence:020d}")
+        entry = Entry(
+            uuid.UUID(made.id).bytes,
+            made.id,
+            LANES.get(made.data.severity, 1),
+            self.runtime.topics.event(made.data.sensor.type, made.data.sensor.id),
+            made.to_bytes(),
+            sequence,
+        )
+        now = str(int(time.time()))
+        try:
+            await self._sender.put([entry], [(f"{_FOLDED}{id_}", now) for id_ in window.held])
+        except (StoreFull, sqlite3.Error):
+            self._chatter.failed(window)
+            return
+        self._chatter.done(window)
+        metrics.SUPPRESSED.inc(len(window.held))
+        for id_, (reply, _) in window.held.items():
+            self._receipt(reply, id_)
+
+
+def sighting(event: Event, body: bytes, place: Place, targets: tuple[str, ...], source: str) -> bytes:
+    """A `shared.events.Sighting` as JSON, around the event's own bytes: they are not written anew."""
+    return orjson.dumps(
+        {
+            "specversion": "1.0",
+            "id": event.id,
+            "source": source,
+            "subject": event.subject,
+            "time": event.time,
+            "datacontenttype": "application/json",
+            "type": "tocsin.sighting.v1",
+            "data": {
+                "event": orjson.Fragment(body),
+                "cameras": [
+                    {"id": view.id, "name": view.name, "time": event.time + view.offset}
+                    for view in place.views
+                ],
+                "targets": targets,
+            },
+        }
+    )

@@ -1,0 +1,235 @@
+"""The VMS as a target: the VXG Cloud VMS API.
+
+For each camera its own access token, its own lane. A custom event's name is registered once for each
+camera (list the types, POST what is absent), then each event is created with all that the sensor
+said as flat tags. The API has nothing that makes a second POST of the same event harmless, but it
+finds events by the *name* of a tag: so each carries a tag named `tocsin_<id>`, and one whose outcome
+is unknown is looked for by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+import orjson
+from pydantic import SecretStr
+
+from shared.camera_token import TokenError, decode
+from shared.delivery import Job, NotAllowed, Retry, Target
+from shared.events import Event, SeenBy, Sighting
+from shared.http import Answer, Http, Rejected
+from shared.secrets import MissingSecret
+from shared.service import Runtime
+from shared.site import Camera, VmsTarget
+
+_PAGE = 100
+_MOST_PAGES = 50
+
+
+@dataclass(slots=True)
+class _Access:
+    """A camera, opened by its present token."""
+
+    token: SecretStr
+    camid: int
+    base_url: str
+    headers: dict[str, str]
+    types: dict[str, bool] | None = None
+    """The events that the camera knows, and whether each can be triggered at the camera itself."""
+
+
+class Vms(Target):
+    name = "vms"
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._access: dict[str, _Access] = {}
+        self._settings = self._present()
+        self._http = self._connect()
+
+    def _present(self) -> VmsTarget:
+        return self._runtime.site.targets.vms or VmsTarget()
+
+    def _connect(self) -> Http:
+        settings = self._settings
+        return Http(
+            timeout=settings.timeout,
+            connect_timeout=settings.connect_timeout,
+            ca_file=settings.ca_file,
+            connections=settings.lanes,
+        )
+
+    def _camera(self, lane: str) -> Camera | None:
+        return self._runtime.site.cameras.get(lane)
+
+    def lanes(self, sighting: Sighting) -> list[tuple[str, SeenBy | None]]:
+        cameras = self._runtime.site.cameras
+        return [
+            (seen.id, seen)
+            for seen in sighting.data.cameras
+            # A camera that is not known here may come with the next site file.
+            if (camera := cameras.get(seen.id)) is None or camera.vms is not None
+        ]
+
+    def credential(self, lane: str) -> object:
+        camera = self._camera(lane)
+        if camera is None or camera.vms is None:
+            return None
+        try:
+            return self._runtime.secrets.read(camera.vms.token)
+        except MissingSecret:
+            return None
+
+    def changed(self) -> None:
+        settings = self._present()
+        if settings != self._settings:
+            self._settings = settings
+            self._access.clear()
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    def _open(self, lane: str) -> _Access:
+        camera = self._camera(lane)
+        if camera is None or camera.vms is None:
+            raise Retry(f'the site file gives camera "{lane}" no place in the VMS')
+        try:
+            token = self._runtime.secrets.read(camera.vms.token)
+            access = self._access.get(lane)
+            if access is not None and access.token == token:
+                return access
+            said = decode(token)
+            base_url = said.base_url(
+                camera.vms.base_url or self._settings.base_url, insecure=self._settings.insecure
+            )
+        except (MissingSecret, TokenError) as error:
+            raise NotAllowed(str(error)) from error
+        self._runtime.secrets.conceal(said.share.get_secret_value())
+        headers = {
+            "Authorization": f"Acc {token.get_secret_value().strip()}",
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+        }
+        access = self._access[lane] = _Access(token, said.camid, base_url, headers)
+        return access
+
+    async def deliver(self, lane: str, job: Job) -> str | None:
+        access = self._open(lane)
+        name = self._settings.event_name(job.event.data.kind)
+        fresh = await self._register(access, name)
+        try:
+            answer = await self._create(access, name, job)
+        except Rejected as error:
+            if fresh or error.status not in (400, 404):
+                raise
+            # Somebody may have removed the type since it was seen.
+            access.types = None
+            await self._register(access, name)
+            answer = await self._create(access, name, job)
+        said = answer.json()
+        return str(said["id"]) if isinstance(said, dict) and "id" in said else None
+
+    async def _register(self, access: _Access, name: str) -> bool:
+        """See to it that the camera knows the event; True if that was not known before."""
+        if access.types is not None and name in access.types:
+            return False
+        url = f"{access.base_url}/api/v2/cameras/{access.camid}/event_processing/events/"
+        if access.types is None:
+            access.types = await self._types(access, url)
+        if name not in access.types:
+            body = orjson.dumps({"name": name, "notify": self._settings.notify})
+            try:
+                await self._http.send("POST", url, access.headers, body, safe=True)
+            except Rejected:
+                # What a second POST of a name answers is not documented: perhaps it is there by now.
+                if name not in (types := await self._types(access, url)):
+                    raise
+                access.types = types
+            access.types.setdefault(name, False)
+        return True
+
+    async def _types(self, access: _Access, url: str) -> dict[str, bool]:
+        types: dict[str, bool] = {}
+        for page in range(_MOST_PAGES):
+            query = urlencode({"limit": _PAGE, "offset": page * _PAGE})
+            said = (await self._http.send("GET", f"{url}?{query}", access.headers, safe=True)).json()
+            objects = said.get("objects") if isinstance(said, dict) else None
+            if not isinstance(objects, list):
+                raise Retry("the list of event types can't be read")
+            for each in objects:
+                types[each["name"]] = bool((each.get("caps") or {}).get("can_be_triggered"))
+            if not (said.get("meta") or {}).get("next"):
+                break
+        return types
+
+    async def _create(self, access: _Access, name: str, job: Job) -> Answer:
+        assert job.camera is not None
+        time = job.camera.time.replace(tzinfo=None).isoformat(timespec="milliseconds")
+        meta = metadata(job.event, self._settings.meta_value_length)
+        if access.types and access.types.get(name):
+            url = f"{access.base_url}/api/v2/cameras/{access.camid}/event_processing/events/{name}/trigger/"
+            return await self._http.send(
+                "POST", url, access.headers, orjson.dumps({"time": time, "meta": meta})
+            )
+        return await self._http.send(
+            "POST",
+            f"{access.base_url}/api/v2/storage/events/",
+            access.headers,
+            orjson.dumps({"camid": access.camid, "name": name, "time": time, "meta": meta}),
+        )
+
+    async def find(self, lane: str, job: Job) -> str | None:
+        if not self._settings.search_before_repeat:
+            return None
+        access = self._open(lane)
+        query = urlencode({"camid": access.camid, "meta": tag(job.event.id), "limit": 1})
+        answer = await self._http.send(
+            "GET", f"{access.base_url}/api/v2/storage/events/?{query}", access.headers, safe=True
+        )
+        said = answer.json()
+        objects = said.get("objects") if isinstance(said, dict) else None
+        if not isinstance(objects, list):
+            raise Retry("the answer to a search can't be read")
+        return str(objects[0].get("id", "")) if objects else None
+
+
+def tag(id_: str) -> str:
+    """The tag name that marks an event at the VMS."""
+    return f"tocsin_{id_}"
+
+
+def metadata(event: Event, longest: int) -> dict[str, str]:
+    """All that is known of an event, as flat tags. What the sensor said keeps its own names; one that
+    is taken gets `detail_` before it. A value longer than `longest` is cut, and `tocsin_cut` names it."""
+    data = event.data
+    tags = {
+        tag(event.id): "",
+        "kind": str(data.kind),
+        "sensor": data.sensor.id,
+        "sensor_name": data.sensor.name,
+        "sensor_type": str(data.sensor.type),
+        "device": data.sensor.device,
+        "severity": str(data.severity),
+        "time_source": data.time_source,
+        "recorded": event.recordedtime.isoformat(timespec="milliseconds"),
+    }
+    if data.actor is not None:
+        said = data.actor.model_dump(exclude_none=True)
+        tags.update((f"actor_{key}", value) for key, value in said.items())
+    if data.labels:
+        tags["labels"] = ", ".join(data.labels)
+    if data.replayed:
+        tags["replayed"] = "true"
+    if data.count > 1:
+        tags["count"] = str(data.count)
+    for key, value in data.native.items():
+        tags[f"native_{key}"] = value
+    for key, value in data.details.items():
+        tags[key if key not in tags else f"detail_{key}"] = value
+    cut = [key for key, value in tags.items() if len(value) > longest]
+    for key in cut:
+        tags[key] = tags[key][: longest - 1] + "…"
+    if cut:
+        tags["tocsin_cut"] = ", ".join(cut)[:longest]
+    return tags

@@ -1,0 +1,482 @@
+"""Custody: the duty to keep a message until the next in line has it safely on disk.
+
+`Sender` is the giving side. What `put` returned for is on disk here; it is published, and published
+again, until everyone who must have it has sent a receipt, and only then let go.
+
+What is in flight without a receipt is bounded, and life safety has room of its own. The rest waits on
+disk, never in memory. Three things make a message go out again: the connection was renewed; younger
+messages were receipted and it was not (it was lost on the way); or nothing is receipted at all, in which
+case one message a second tries the way and all follow as soon as it is open.
+
+An event that one target has taken and another has not gives its room in flight back: a target that is
+away for days holds up no other. Such an event is *parked*: on disk, tried again a few at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from shared.bus import Bus, Message
+from shared.events import Receipt, Severity
+from shared.store import Store, StoreFull
+from shared.topics import Topics
+
+log = logging.getLogger("tocsin.custody")
+
+SEEN_SCHEMA = """
+CREATE TABLE seen0(key BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE seen1(key BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE seen_state(current INTEGER NOT NULL, since INTEGER NOT NULL, held INTEGER NOT NULL);
+INSERT INTO seen_state VALUES (0, 0, 0);
+"""
+
+OUTBOX_SCHEMA = (
+    """
+CREATE TABLE outbox(
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL,
+  lane INTEGER NOT NULL,
+  topic TEXT NOT NULL,
+  body BLOB NOT NULL,
+  got TEXT
+);
+CREATE INDEX outbox_lane ON outbox(lane, seq) WHERE got IS NULL;
+CREATE INDEX outbox_parked ON outbox(seq) WHERE got IS NOT NULL;
+CREATE TABLE memory(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+    + SEEN_SCHEMA,
+)
+
+
+class Seen:
+    """The ids that were taken, for a bounded time: two generations, of which the older is forgotten
+    when the younger is full or old. Used only in the store's writing thread."""
+
+    def __init__(self, *, days: float = 7, most: int = 1_000_000) -> None:
+        self._seconds = days * 86400 / 2
+        self._most = most // 2
+
+    def load(self, connection: sqlite3.Connection) -> None:
+        self._current, self._since, self._held = connection.execute(
+            "SELECT current, since, held FROM seen_state"
+        ).fetchone()
+
+    def add(self, connection: sqlite3.Connection, key: bytes, now: int, window: float | None = None) -> bool:
+        """Note `key`; False if it was known (within `window` seconds, if one is given)."""
+        young, old = self._current, 1 - self._current
+        inserted = connection.execute(
+            f"INSERT OR IGNORE INTO seen{young} VALUES (?, ?)",  # noqa: S608
+            (key, now),
+        ).rowcount
+        earlier = connection.execute(
+            f"SELECT at FROM seen{old if inserted else young} WHERE key = ?",  # noqa: S608
+            (key,),
+        ).fetchone()
+        self._held += inserted
+        if earlier is None:
+            return True
+        if window is None or abs(now - earlier[0]) <= window:
+            return False
+        if not inserted:
+            connection.execute(f"UPDATE seen{young} SET at = ? WHERE key = ?", (now, key))  # noqa: S608
+        return True
+
+    def turn(self, connection: sqlite3.Connection, now: int) -> None:
+        """At the end of a transaction: begin a new generation if it is time."""
+        if self._since == 0 or now < self._since:
+            self._since = now
+        if self._held >= self._most or now - self._since > self._seconds:
+            self._current = 1 - self._current
+            self._since, self._held = now, 0
+            connection.execute(f"DELETE FROM seen{self._current}")  # noqa: S608
+        connection.execute(
+            "UPDATE seen_state SET current = ?, since = ?, held = ?", (self._current, self._since, self._held)
+        )
+
+
+LANES = {Severity.LIFE_SAFETY: 0}
+"""Life safety has a lane of its own; everything else shares lane 1."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A message to hand over. `key` names it for repeats; `window` bounds how long (seconds)."""
+
+    key: bytes
+    id: str
+    lane: int
+    topic: str
+    body: bytes
+    seq: int
+    window: float | None = None
+
+
+@dataclass(slots=True)
+class _Flight:
+    seq: int
+    id: str
+    lane: int
+    topic: str
+    body: bytes
+    got: set[str] = field(default_factory=set)
+    sent: float = 0.0
+    tries: int = 0
+
+
+@dataclass(slots=True)
+class _Lane:
+    number: int
+    window: int
+    flying: dict[str, _Flight] = field(default_factory=dict)
+    loaded: int = 0
+    """Every row up to this sequence number is in flight, parked or gone."""
+    newest: int = 0
+    """The highest sequence number that is on disk."""
+    loading: bool = False
+
+
+_TICK = 0.25
+_OVERTAKEN = 0.5
+_STALLED = 2.0
+_CANARY = 1.0
+_PATIENCE = (5.0, 10.0, 20.0, 30.0)
+_PARTIAL_MOST = 2000
+_PARKED_CHUNK = 64
+_PARKED_PAUSES = (1.0, 60.0)
+
+
+class Sender:
+    """Hands messages over, from a store of its own. `client` is the service's name."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        topics: Topics,
+        client: str,
+        *,
+        windows: tuple[int, int] = (256, 1024),
+    ) -> None:
+        self._bus = bus
+        self._store = store
+        self._reply = topics.custody(client)
+        self._lanes = [_Lane(number, window) for number, window in enumerate(windows)]
+        self._partial: dict[str, _Flight] = {}
+        self._reminded: dict[str, _Flight] = {}
+        self._reminded_event = asyncio.Event()
+        self._parked = 0
+        self._parked_event = asyncio.Event()
+        self._seen = Seen()
+        self._seq = 0
+        self._last_receipt = 0.0
+        self._overtaking = 0.0
+        self._stalled = False
+        self._canary_at = 0.0
+        self.outstanding = 0
+        """How many messages are in custody here."""
+        self.handed_over: Callable[[float], None] = lambda seconds: None
+        """Told for each message let go: seconds since it was last sent."""
+        bus.subscribe(self._reply, self._on_receipt)
+        bus.on_joined(self._on_joined)
+
+    async def open(self) -> None:
+        """Take up what an earlier run left. After `store.open()`."""
+
+        def load(connection: sqlite3.Connection) -> tuple[int, int, int, list[int]]:
+            self._seen.load(connection)
+            (seq,) = connection.execute(
+                "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)"
+            ).fetchone()
+            (held,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
+            (parked,) = connection.execute("SELECT count(*) FROM outbox WHERE got IS NOT NULL").fetchone()
+            newest = [
+                connection.execute(
+                    "SELECT coalesce(max(seq), 0) FROM outbox WHERE lane = ?", (n,)
+                ).fetchone()[0]
+                for n in range(len(self._lanes))
+            ]
+            return seq, held, parked, newest
+
+        self._seq, self.outstanding, self._parked, newest = await self._store.read(load)
+        for lane, seq in zip(self._lanes, newest, strict=True):
+            lane.newest = seq
+        if self._parked:
+            self._parked_event.set()
+
+    def next_sequence(self) -> int:
+        """The number of the next message; ever growing, over restarts too."""
+        self._seq += 1
+        return self._seq
+
+    async def put(
+        self, entries: Sequence[Entry], memory: Iterable[tuple[str, str | None]] = ()
+    ) -> list[bool]:
+        """Take `entries` into custody, all in one commit with `memory`; return when they are on disk.
+
+        False stands for an entry whose key was known: it is a repeat, and is not taken again. Raises
+        `StoreFull` if nothing was taken."""
+        if self._store.full:
+            raise StoreFull(f"{self._store.path} holds all that it may")
+        future = self._store.submit(self._write, (entries, tuple(memory)))
+        # The callback, not the awaiting task, so that the order of the commits is the order of sending.
+        future.add_done_callback(lambda done: self._written(entries, done))
+        new: list[bool] = await asyncio.shield(future)
+        return new
+
+    def _write(self, connection: sqlite3.Connection, items: Sequence[Any]) -> list[list[bool]]:
+        now = int(time.time())
+        results = []
+        rows = []
+        for entries, memory in items:
+            news = [self._seen.add(connection, e.key, now, e.window) for e in entries]
+            rows += [
+                (e.seq, e.id, e.lane, e.topic, e.body) for e, new in zip(entries, news, strict=True) if new
+            ]
+            for key, value in memory:
+                if value is None:
+                    connection.execute("DELETE FROM memory WHERE key = ?", (key,))
+                else:
+                    connection.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (key, value))
+            results.append(news)
+        connection.executemany("INSERT INTO outbox(seq, id, lane, topic, body) VALUES (?, ?, ?, ?, ?)", rows)
+        self._seen.turn(connection, now)
+        return results
+
+    def _written(self, entries: Sequence[Entry], done: asyncio.Future[list[bool]]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            return
+        for entry, new in zip(entries, done.result(), strict=True):
+            if not new:
+                continue
+            self.outstanding += 1
+            lane = self._lanes[entry.lane]
+            caught_up = lane.loaded >= lane.newest and not lane.loading
+            lane.newest = entry.seq
+            if caught_up and len(lane.flying) < lane.window:
+                lane.loaded = entry.seq
+                self._fly(lane, _Flight(entry.seq, entry.id, entry.lane, entry.topic, entry.body))
+
+    def _fly(self, lane: _Lane, flight: _Flight) -> None:
+        lane.flying[flight.id] = flight
+        self._send(flight)
+
+    def _send(self, flight: _Flight) -> None:
+        flight.sent = time.monotonic()
+        self._bus.publish(
+            flight.topic, flight.body, response_topic=self._reply, correlation=flight.id.encode()
+        )
+
+    def _on_joined(self) -> None:
+        for lane in self._lanes:
+            for flight in lane.flying.values():
+                self._send(flight)
+        self._last_receipt = time.monotonic()
+
+    def _on_receipt(self, message: Message) -> None:
+        try:
+            receipt = Receipt.model_validate(orjson.loads(message.payload))
+        except (orjson.JSONDecodeError, ValidationError) as error:
+            log.warning(
+                "a receipt could not be read", extra={"topic": message.topic, "error": str(error)[:200]}
+            )
+            return
+        now = self._last_receipt = time.monotonic()
+        done: list[int] = []
+        needed = set(receipt.of)
+        for id_ in receipt.ids:
+            flight = None
+            for lane in self._lanes:
+                if (flight := lane.flying.pop(id_, None)) is not None:
+                    break
+            if flight is None:
+                flight = self._partial.pop(id_, None) or self._reminded.get(id_)
+            if flight is None:
+                continue
+            self._overtaking = max(self._overtaking, flight.sent)
+            flight.got.add(receipt.by)
+            if needed <= flight.got:
+                self.handed_over(now - flight.sent)
+                done.append(flight.seq)
+                if self._reminded.pop(id_, None) is not None:
+                    self._parked -= 1
+            elif id_ not in self._reminded:
+                self._partial[id_] = flight
+        if done:
+            self.outstanding -= len(done)
+            self._store.submit_lazy(_let_go, done)
+        if len(self._partial) > _PARTIAL_MOST:
+            self._park(list(self._partial.values())[: _PARTIAL_MOST // 2])
+        if not self._reminded:
+            self._reminded_event.set()
+        if self._stalled:
+            self._stalled = False
+            for lane in self._lanes:
+                for flight in lane.flying.values():
+                    flight.tries = 0
+                    if now - flight.sent > _CANARY:
+                        self._send(flight)
+        for lane in self._lanes:
+            self._load(lane)
+
+    def _park(self, flights: list[_Flight]) -> None:
+        for flight in flights:
+            del self._partial[flight.id]
+            self._parked += 1
+        self._store.submit_lazy(_park, [(" ".join(sorted(f.got)), f.seq) for f in flights])
+        self._parked_event.set()
+
+    def _load(self, lane: _Lane) -> None:
+        """Fill the room in flight from disk."""
+        if lane.loading or lane.loaded >= lane.newest or len(lane.flying) > lane.window // 2:
+            return
+        lane.loading = True
+        task = asyncio.ensure_future(self._load_more(lane))
+        task.add_done_callback(lambda t: t.cancelled() or t.exception())
+
+    async def _load_more(self, lane: _Lane) -> None:
+        room = lane.window - len(lane.flying)
+        after = lane.loaded
+        newest = lane.newest
+
+        def query(connection: sqlite3.Connection) -> list[tuple[int, str, str, bytes]]:
+            return connection.execute(
+                "SELECT seq, id, topic, body FROM outbox "
+                "WHERE lane = ? AND seq > ? AND got IS NULL ORDER BY seq LIMIT ?",
+                (lane.number, after, room),
+            ).fetchall()
+
+        try:
+            rows = await self._store.read(query)
+        finally:
+            lane.loading = False
+        for seq, id_, topic, body in rows:
+            self._fly(lane, _Flight(seq, id_, lane.number, topic, body))
+            lane.loaded = seq
+        if len(rows) < room:
+            lane.loaded = max(lane.loaded, newest)
+        self._load(lane)
+
+    async def run(self) -> None:
+        """Send what waits, and again what was not receipted, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._resend())
+            group.create_task(self._remind())
+
+    async def _resend(self) -> None:
+        while True:
+            for lane in self._lanes:
+                self._load(lane)
+            await asyncio.sleep(_TICK)
+            now = time.monotonic()
+            stale = [f for f in self._partial.values() if now - f.sent > _STALLED]
+            if stale:
+                self._park(stale)
+            if not self._bus.connected:
+                continue
+            flying = [f for lane in self._lanes for f in lane.flying.values()]
+            if not flying:
+                continue
+            if now - self._last_receipt > _STALLED and now - flying[0].sent > _STALLED:
+                self._stalled = True
+            if self._stalled and now - self._canary_at > _CANARY:
+                self._canary_at = now
+                for lane in self._lanes:
+                    if lane.flying:
+                        self._send(next(iter(lane.flying.values())))
+            for flight in flying:
+                patience = _PATIENCE[min(flight.tries, len(_PATIENCE) - 1)]
+                if flight.sent + _OVERTAKEN < self._overtaking or now - flight.sent > patience:
+                    flight.tries += 1
+                    self._send(flight)
+
+    async def _remind(self) -> None:
+        """Try parked messages again, a few at a time, faster as soon as it helps."""
+        pause, longest = _PARKED_PAUSES
+        after = 0
+        while True:
+            if not self._parked:
+                self._parked_event.clear()
+                after = 0
+                await self._parked_event.wait()
+            await asyncio.sleep(pause)
+            if not self._bus.connected:
+                continue
+            rows = await self._store.read(_parked_query(after))
+            if not rows:
+                if after == 0:
+                    self._parked = 0
+                after = 0
+                pause = min(longest, pause * 2)
+                continue
+            after = rows[-1][0]
+            self._reminded_event.clear()
+            self._reminded = {
+                id_: _Flight(seq, id_, lane, topic, body, set(got.split()))
+                for seq, id_, lane, topic, body, got in rows
+            }
+            before = len(self._reminded)
+            for flight in list(self._reminded.values()):
+                self._send(flight)
+            try:
+                async with asyncio.timeout(_STALLED):
+                    await self._reminded_event.wait()
+            except TimeoutError:
+                pass
+            helped = before - len(self._reminded)
+            self._reminded = {}
+            if helped:
+                pause = 0.0 if helped == before else 0.2
+            else:
+                pause = min(longest, max(_PARKED_PAUSES[0], pause * 2))
+
+
+def _parked_query(
+    after: int,
+) -> Callable[[sqlite3.Connection], list[tuple[int, str, int, str, bytes, str]]]:
+    def query(connection: sqlite3.Connection) -> list[tuple[int, str, int, str, bytes, str]]:
+        return connection.execute(
+            "SELECT seq, id, lane, topic, body, got FROM outbox "
+            "WHERE got IS NOT NULL AND seq > ? ORDER BY seq LIMIT ?",
+            (after, _PARKED_CHUNK),
+        ).fetchall()
+
+    return query
+
+
+def _let_go(connection: sqlite3.Connection, items: Sequence[list[int]]) -> None:
+    connection.executemany("DELETE FROM outbox WHERE seq = ?", ((seq,) for seqs in items for seq in seqs))
+
+
+def _park(connection: sqlite3.Connection, items: Sequence[list[tuple[str, int]]]) -> None:
+    connection.executemany("UPDATE outbox SET got = ? WHERE seq = ?", (row for rows in items for row in rows))
+
+
+class Receipts:
+    """Receipts to be sent, gathered so that one message receipts a batch."""
+
+    def __init__(self, bus: Bus, by: str) -> None:
+        self._bus = bus
+        self._by = by
+        self._due: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+
+    def add(self, reply: str | None, of: tuple[str, ...], id_: str) -> None:
+        """Owe a receipt to topic `reply`; without one (a message from outside) there is none to send."""
+        if reply is not None:
+            self._due.setdefault((reply, of), []).append(id_)
+
+    def send(self) -> None:
+        """Send what is owed. What can't be sent is forgotten: the sender will ask again."""
+        for (reply, of), ids in self._due.items():
+            for start in range(0, len(ids), 500):
+                receipt = Receipt(by=self._by, of=of, ids=tuple(ids[start : start + 500]))
+                self._bus.publish(reply, receipt.to_bytes())
+        self._due.clear()

@@ -1,0 +1,695 @@
+"""Delivery: the taking side of custody, and the way to a target that may be slow, refuse or be gone.
+
+A `Publisher` takes sightings into its own store, receipts them, and has its `Target` deliver each,
+in lanes: one lane for each camera (or whatever the target cares to keep apart), one delivery
+at a time in each, life safety first. What waits is on disk; memory holds a few for each lane.
+
+A delivery is on disk as *attempted* before it is first sent, so that after a crash it is known which
+ones may have arrived: these are looked up at the target before they are sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import sqlite3
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from shared import metrics
+from shared.bus import Message
+from shared.custody import LANES, SEEN_SCHEMA, Receipts, Seen
+from shared.events import Delivery, DeliveryData, Event, Outcome, SeenBy, Sighting, utcnow
+from shared.service import Part, Runtime
+from shared.store import Store, StoreFull
+
+log = logging.getLogger("tocsin.delivery")
+
+SCHEMA = (
+    """
+CREATE TABLE work(
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  lane TEXT NOT NULL,
+  rank INTEGER NOT NULL,
+  attempted INTEGER NOT NULL,
+  tries INTEGER NOT NULL DEFAULT 0,
+  body BLOB NOT NULL,
+  dead TEXT,
+  dead_at INTEGER
+);
+CREATE INDEX work_waiting ON work(lane, rank, seq) WHERE dead IS NULL;
+CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
+"""
+    + SEEN_SCHEMA,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One thing to deliver: an event, and the camera it is for, where the target tells cameras."""
+
+    event: Event
+    camera: SeenBy | None
+
+
+class Retry(Exception):
+    """The target did not take it, and may later: try again, not before `after` seconds if it said so."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class Uncertain(Exception):
+    """It was sent, and what became of it is not known: look for it before sending it again."""
+
+
+class NotAllowed(Exception):
+    """The credential is refused: the lane waits for another one."""
+
+
+class Refused(Exception):
+    """The target will never take it: it is set aside as a dead letter, with this reason."""
+
+
+class Target(ABC):
+    """A system that is told. One small seam: everything about custody and retries is the publisher's."""
+
+    name: str
+
+    @abstractmethod
+    def lanes(self, sighting: Sighting) -> list[tuple[str, SeenBy | None]]:
+        """What the sighting becomes: the lane and the camera of each delivery."""
+
+    @abstractmethod
+    async def deliver(self, lane: str, job: Job) -> str | None:
+        """Deliver; returns the target's own id of it. Raises `Retry`, `Uncertain`, `NotAllowed` or
+        `Refused`; any other exception counts as `Uncertain`."""
+
+    @abstractmethod
+    async def find(self, lane: str, job: Job) -> str | None:
+        """The target's id of a delivery that may have arrived, "" if it has none; None if it did not
+        arrive. Raises `Retry` or `NotAllowed`."""
+
+    @abstractmethod
+    def credential(self, lane: str) -> object:
+        """What authorises the lane now, to be compared: a paused lane goes on when it differs."""
+
+    def changed(self) -> None:  # noqa: B027
+        """The site file or a secret has changed."""
+
+    async def run(self) -> None:
+        """Whatever the target needs done beside deliveries, until cancelled."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:  # noqa: B027
+        """Close connections."""
+
+
+@dataclass(slots=True)
+class _Task:
+    seq: int
+    rank: int
+    job: Job
+    uncertain: bool = False
+    tries: int = 0
+
+
+@dataclass(slots=True)
+class _Queue:
+    """The tasks of one rank of one lane: a few in memory, the rest on disk."""
+
+    ready: deque[_Task] = field(default_factory=deque)
+    reserved: int = 0
+    loaded: int = 0
+    """Every row up to this sequence number is in memory or gone."""
+    newest: int = 0
+
+
+@dataclass(slots=True)
+class _Lane:
+    id: str
+    queues: tuple[_Queue, ...]
+    busy: bool = False
+    queued: bool = False
+    not_before: float = 0.0
+    pause: float = 0.0
+    refused: object = None
+    """The credential that was refused, while the lane waits for another."""
+    refused_since: float = 0.0
+    loading: bool = False
+    troubled: str | None = None
+
+    def waiting(self) -> bool:
+        return any(q.ready for q in self.queues)
+
+    timer: asyncio.TimerHandle | None = None
+
+    def more_on_disk(self, ahead: int) -> bool:
+        return any(q.loaded < q.newest and len(q.ready) <= ahead // 4 for q in self.queues)
+
+
+_AHEAD, _AHEAD_OF_ALL = 32, 4096
+"""Tasks in memory for each rank of a lane, and of all lanes."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
+_REFUSED_PAUSE = 300.0
+"""A refused credential is tried again so often, in case the target has changed its mind."""
+_RANKS = 2
+
+
+class Publisher(Part):
+    """Delivers sightings to one target. `lanes` bounds the requests under way at once."""
+
+    def __init__(self, runtime: Runtime, target: Target, *, at_once: int = 32) -> None:
+        super().__init__(runtime)
+        self.target = target
+        self._at_once = at_once
+        self._store = Store(runtime.state_dir / "work.db", SCHEMA, max_bytes=runtime.store_max_bytes)
+        self._store.on_full = lambda full: runtime.trouble(
+            "store", "it holds all that it may; sightings stay with their adapters" if full else None
+        )
+        self._seen = Seen()
+        self._receipts = Receipts(runtime.bus, target.name)
+        self._receipts_due = False
+        self._lanes: dict[str, _Lane] = {}
+        self._ahead = _AHEAD
+        self._ready: tuple[deque[_Lane], ...] = tuple(deque() for _ in range(_RANKS))
+        self._wake = asyncio.Semaphore(0)
+        self._seq = 0
+        self.outstanding = 0
+        self.dead = 0
+        self._loaders: set[asyncio.Task[None]] = set()
+        self._delivery_seconds = metrics.DELIVERY.labels(target.name)
+        self._delivered = metrics.DELIVERIES.labels(target.name, Outcome.DELIVERED)
+        self._set_aside = metrics.SET_ASIDE.labels(runtime.name)
+        runtime.bus.subscribe(runtime.topics.sighting("+", "+"), self._on_sighting)
+        runtime.bus.subscribe(runtime.topics.command(runtime.name, "+"), self._on_command)
+        runtime.on_change(self._on_change)
+
+    # ── taking ───────────────────────────────────────────────────────────────────────────────────
+
+    def _on_sighting(self, message: Message) -> None:
+        try:
+            sighting = Sighting.model_validate_json(message.payload)
+        except ValidationError as error:
+            self._set_aside.inc()
+            log.warning(
+                "a sighting could not be understood; it is set aside",
+                extra={"topic": message.topic, "error": str(error)[:300], "size": len(message.payload)},
+            )
+            id_ = (message.correlation or b"").decode(errors="replace")
+            self._owe(message.response_topic, (self.target.name,), id_)
+            return
+        if self.target.name not in sighting.data.targets or self._store.full:
+            return
+        self._take(sighting, message.response_topic)
+
+    def _take(self, sighting: Sighting, reply: str | None) -> None:
+        event = sighting.data.event
+        rank = LANES.get(event.data.severity, 1)
+        tasks: list[tuple[_Lane, _Task, bool]] = []
+        rows = []
+        for lane_id, camera in self.target.lanes(sighting):
+            self._seq += 1
+            lane = self._lane(lane_id)
+            queue = lane.queues[rank]
+            ahead = queue.loaded >= queue.newest and len(queue.ready) + queue.reserved < self._ahead
+            queue.reserved += ahead
+            queue.newest = self._seq
+            if ahead:
+                queue.loaded = self._seq
+            task = _Task(self._seq, rank, Job(event, camera))
+            tasks.append((lane, task, ahead))
+            rows.append((self._seq, lane_id, rank, int(ahead), _body(task.job)))
+        future = self._store.submit(self._write, (_key(event.id), rows))
+
+        def written(done: asyncio.Future[bool]) -> None:
+            failed = done.cancelled() or done.exception() is not None
+            new = not failed and done.result()
+            for lane, task, ahead in tasks:
+                lane.queues[rank].reserved -= ahead
+                if new:
+                    self.outstanding += 1
+                    if ahead:
+                        lane.queues[rank].ready.append(task)
+                    self._offer(lane)
+            if not failed:
+                self._owe(reply, sighting.data.targets, event.id)
+
+        future.add_done_callback(written)
+
+    def _write(self, connection: sqlite3.Connection, items: Sequence[Any]) -> list[bool]:
+        now = int(time.time())
+        rows: list[Any] = []
+        news = []
+        for key, its_rows in items:
+            new = self._seen.add(connection, key, now)
+            news.append(new)
+            if new:
+                rows += its_rows
+        connection.executemany(
+            "INSERT INTO work(seq, lane, rank, attempted, body) VALUES (?, ?, ?, ?, ?)", rows
+        )
+        self._seen.turn(connection, now)
+        return news
+
+    def _owe(self, reply: str | None, of: tuple[str, ...], id_: str) -> None:
+        self._receipts.add(reply, of, id_)
+        if not self._receipts_due:
+            self._receipts_due = True
+            asyncio.get_running_loop().call_soon(self._send_receipts)
+
+    def _send_receipts(self) -> None:
+        self._receipts_due = False
+        self._receipts.send()
+
+    # ── lanes ────────────────────────────────────────────────────────────────────────────────────
+
+    def _lane(self, id_: str) -> _Lane:
+        lane = self._lanes.get(id_)
+        if lane is None:
+            lane = self._lanes[id_] = _Lane(id_, tuple(_Queue() for _ in range(_RANKS)))
+            self._ahead = max(2, min(_AHEAD, _AHEAD_OF_ALL // len(self._lanes)))
+        return lane
+
+    def _offer(self, lane: _Lane) -> None:
+        """Have the lane worked on, if there is something to do and nothing against it."""
+        if lane.more_on_disk(self._ahead) and not lane.loading:
+            lane.loading = True
+            loader = asyncio.ensure_future(self._load(lane))
+            self._loaders.add(loader)
+            loader.add_done_callback(self._loaders.discard)
+        if lane.busy or lane.queued or lane.refused is not None or not lane.waiting():
+            return
+        wait = lane.not_before - time.monotonic()
+        if wait > 0:
+            if lane.timer is None:
+                lane.timer = asyncio.get_running_loop().call_later(wait, self._wait_over, lane)
+            return
+        lane.queued = True
+        self._ready[0 if lane.queues[0].ready else 1].append(lane)
+        self._wake.release()
+
+    def _wait_over(self, lane: _Lane) -> None:
+        lane.timer = None
+        self._offer(lane)
+
+    async def _load(self, lane: _Lane) -> None:
+        """Bring the next tasks of a lane into memory, marked on disk as attempted."""
+        try:
+            for rank, queue in enumerate(lane.queues):
+                room = self._ahead - len(queue.ready) - queue.reserved
+                if queue.loaded >= queue.newest or room <= 0:
+                    continue
+                newest = queue.newest
+                rows = await self._store.submit(_fetch, (lane.id, rank, queue.loaded, room))
+                for seq, attempted, tries, body in rows:
+                    queue.ready.append(_Task(seq, rank, _job(body), bool(attempted), tries))
+                    queue.loaded = seq
+                if len(rows) < room:
+                    queue.loaded = max(queue.loaded, newest)
+        except (sqlite3.Error, StoreFull) as error:
+            log.error("tasks can't be read from the store", extra={"lane": lane.id, "error": str(error)})
+            await asyncio.sleep(1)
+        finally:
+            lane.loading = False
+        self._offer(lane)
+
+    async def _worker(self) -> None:
+        while True:
+            await self._wake.acquire()
+            lane = (self._ready[0] or self._ready[1]).popleft()
+            lane.queued = False
+            lane.busy = True
+            try:
+                await self._work(lane)
+            finally:
+                lane.busy = False
+            self._offer(lane)
+
+    async def _work(self, lane: _Lane) -> None:
+        queue = next((q for q in lane.queues if q.ready), None)
+        if queue is None:
+            return
+        task = queue.ready[0]
+        task.tries += 1
+        try:
+            remote = None
+            found = False
+            if task.uncertain:
+                remote = await self.target.find(lane.id, task.job)
+                found = remote is not None
+            if not found:
+                task.uncertain = False
+                remote = await self.target.deliver(lane.id, task.job)
+        except Retry as error:
+            self._wait(lane, task, str(error), error.after)
+        except NotAllowed as error:
+            self._pause(lane, str(error))
+        except Refused as error:
+            queue.ready.popleft()
+            self._bury(lane, task, str(error))
+        except Exception as error:
+            task.uncertain = True
+            if not isinstance(error, Uncertain):
+                log.exception("a delivery failed in an unforeseen way", extra={"event": task.job.event.id})
+            self._wait(lane, task, str(error) or type(error).__name__, None)
+        else:
+            queue.ready.popleft()
+            self._succeed(lane, task, remote or None)
+
+    def _wait(self, lane: _Lane, task: _Task, reason: str, after: float | None) -> None:
+        metrics.ATTEMPTS.labels(self.target.name, "uncertain" if task.uncertain else "retry").inc()
+        lane.pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, lane.pause * 2))
+        pause = max(after or 0.0, lane.pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
+        lane.not_before = time.monotonic() + pause
+        self._say(lane, reason, task, retry_in=round(pause, 1))
+
+    def _pause(self, lane: _Lane, reason: str) -> None:
+        metrics.ATTEMPTS.labels(self.target.name, "not_allowed").inc()
+        lane.refused = self.target.credential(lane.id) or "none"
+        lane.refused_since = time.monotonic()
+        self._say(lane, f"{reason}; it waits for another secret", None)
+
+    def _say(self, lane: _Lane, reason: str, task: _Task | None, **fields: object) -> None:
+        if lane.troubled != reason:
+            lane.troubled = reason
+            log.warning(
+                "a lane is held up",
+                extra={
+                    "target": self.target.name,
+                    "lane": lane.id,
+                    "reason": reason,
+                    **({"event": task.job.event.id} if task else {}),
+                    **fields,
+                },
+            )
+            self._say_troubles()
+
+    def _say_troubles(self) -> None:
+        troubled = sorted(lane.id for lane in self._lanes.values() if lane.troubled)
+        shown = ", ".join(troubled[:5]) + (f" and {len(troubled) - 5} more" if len(troubled) > 5 else "")
+        self.runtime.trouble("lanes", f"held up: {shown}" if troubled else None)
+
+    def _succeed(self, lane: _Lane, task: _Task, remote: str | None) -> None:
+        self.outstanding -= 1
+        self._store.submit_lazy(_done, task.seq)
+        lane.pause = lane.not_before = 0.0
+        if lane.troubled is not None:
+            lane.troubled = None
+            log.info("a lane moves again", extra={"target": self.target.name, "lane": lane.id})
+            self._say_troubles()
+        self._delivered.inc()
+        self._tell(lane, task, Outcome.DELIVERED, None, remote)
+
+    def _bury(self, lane: _Lane, task: _Task, reason: str) -> None:
+        self.outstanding -= 1
+        self.dead += 1
+        self._store.submit_lazy(_dead, (reason, int(time.time()), task.tries, task.seq))
+        metrics.DELIVERIES.labels(self.target.name, Outcome.DEAD_LETTER).inc()
+        log.error(
+            "the target refuses it for good; it is set aside (tocsin dead-letters)",
+            extra={"event": task.job.event.id, "lane": lane.id, "reason": reason},
+        )
+        self._tell(lane, task, Outcome.DEAD_LETTER, reason, None)
+
+    def _tell(
+        self, lane: _Lane, task: _Task, outcome: Outcome, reason: str | None, remote: str | None
+    ) -> None:
+        event = task.job.event
+        now = utcnow()
+        seconds = (now - event.recordedtime).total_seconds()
+        if outcome is Outcome.DELIVERED:
+            self._delivery_seconds.observe(max(0.0, seconds))
+        sensor = event.data.sensor.id
+        camera = task.job.camera.id if task.job.camera else None
+        message = Delivery(
+            id=f"{event.id}.{self.target.name}.{lane.id}",
+            source=f"/{self.runtime.site.site}/{self.runtime.name}",
+            subject=sensor,
+            time=now,
+            data=DeliveryData(
+                event=event.id,
+                sensor=sensor,
+                kind=event.data.kind,
+                target=self.target.name,
+                camera=camera,
+                outcome=outcome,
+                reason=reason,
+                remote_id=remote,
+                attempts=task.tries,
+                recordedtime=event.recordedtime,
+                seconds=seconds,
+            ),
+        )
+        self.runtime.bus.publish_kept(
+            self.runtime.topics.delivery(self.target.name, sensor), message.to_bytes()
+        )
+
+    def _on_change(self) -> None:
+        self.target.changed()
+        for lane in self._lanes.values():
+            if lane.refused is not None and self.target.credential(lane.id) != lane.refused:
+                self._resume(lane)
+
+    def _resume(self, lane: _Lane) -> None:
+        lane.refused = None
+        lane.not_before = 0.0
+        self._offer(lane)
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            for lane in list(self._lanes.values()):
+                if lane.refused is not None and now - lane.refused_since > _REFUSED_PAUSE:
+                    self._resume(lane)
+                else:
+                    self._offer(lane)
+
+    # ── dead letters ─────────────────────────────────────────────────────────────────────────────
+
+    def _on_command(self, message: Message) -> None:
+        if message.response_topic is None or message.retain:
+            return
+        task = asyncio.ensure_future(self._answer(message))
+        self._loaders.add(task)
+        task.add_done_callback(self._loaders.discard)
+
+    async def _answer(self, message: Message) -> None:
+        verb = message.topic.rsplit("/", 1)[1]
+        answer: dict[str, Any]
+        try:
+            asked = orjson.loads(message.payload or b"{}")
+            if not isinstance(asked, dict):
+                raise ValueError("a command's payload is a JSON object")
+            match verb:
+                case "dead-letters":
+                    answer = {
+                        "dead_letters": await self._store.read(_dead_letters(int(asked.get("limit", 1000))))
+                    }
+                case "replay":
+                    seqs = asked.get("seqs")
+                    if seqs != "all" and not (
+                        isinstance(seqs, list) and all(isinstance(s, int) for s in seqs)
+                    ):
+                        raise ValueError('replay takes {"seqs": [1, 2]} or {"seqs": "all"}')
+                    answer = {"replayed": await self._replay(None if seqs == "all" else seqs)}
+                case "test":
+                    answer = {"ok": True, "outstanding": self.outstanding, "dead_letters": self.dead}
+                case _:
+                    raise ValueError(f"there is no command {verb!r}; there are dead-letters, replay, test")
+        except (ValueError, TypeError, sqlite3.Error, StoreFull) as error:
+            answer = {"error": str(error)}
+        assert message.response_topic is not None
+        self.runtime.bus.publish(
+            message.response_topic, orjson.dumps(answer, default=str), correlation=message.correlation
+        )
+
+    async def _replay(self, seqs: list[int] | None) -> int:
+        first = self._seq + 1
+        self._seq += self.dead
+        rows = await self._store.submit(_revive, (seqs, first))
+        for seq, lane_id, rank in rows:
+            lane = self._lane(lane_id)
+            queue = lane.queues[rank]
+            queue.newest = max(queue.newest, seq)
+            self.outstanding += 1
+            self.dead -= 1
+            self._offer(lane)
+        return len(rows)
+
+    # ── the part ─────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        await self._store.open()
+
+        def load(connection: sqlite3.Connection) -> tuple[int, list[tuple[str, int, int, int]], int]:
+            self._seen.load(connection)
+            (seq,) = connection.execute(
+                "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'work'), 0)"
+            ).fetchone()
+            lanes = connection.execute(
+                "SELECT lane, rank, max(seq), count(*) FROM work WHERE dead IS NULL GROUP BY lane, rank"
+            ).fetchall()
+            (dead,) = connection.execute("SELECT count(*) FROM work WHERE dead IS NOT NULL").fetchone()
+            return seq, lanes, dead
+
+        self._seq, lanes, self.dead = await self._store.read(load)
+        for lane_id, rank, newest, count in lanes:
+            self._lane(lane_id).queues[rank].newest = newest
+            self.outstanding += count
+
+    async def run(self) -> None:
+        for lane in list(self._lanes.values()):
+            self._offer(lane)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.target.run())
+            group.create_task(self._tend())
+            for _ in range(self._at_once):
+                group.create_task(self._worker())
+
+    async def stop(self) -> None:
+        for task in list(self._loaders):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        # What was never sent need not be looked up after the next start.
+        unsent = [
+            task.seq
+            for lane in self._lanes.values()
+            for queue in lane.queues
+            for task in queue.ready
+            if not task.tries and not task.uncertain
+        ]
+        if unsent:
+            self._store.submit_lazy(_unsent, unsent)
+        await self._store.close()
+        self._receipts.send()
+        await self.target.close()
+
+    def refresh(self) -> None:
+        metrics.OUTSTANDING.labels(self.runtime.name).set(self.outstanding)
+        metrics.STORE_BYTES.labels(self.runtime.name).set(self._store.bytes)
+        metrics.STORE_FULL.labels(self.runtime.name).set(self._store.full)
+        metrics.DEAD_LETTERS.labels(self.target.name).set(self.dead)
+        paused = sum(lane.refused is not None for lane in list(self._lanes.values()))
+        metrics.LANES_PAUSED.labels(self.target.name).set(paused)
+
+    def unready(self) -> str | None:
+        return "the store is full" if self._store.full else None
+
+
+def _key(id_: str) -> bytes:
+    try:
+        return uuid.UUID(id_).bytes
+    except ValueError:
+        return id_.encode()
+
+
+def _body(job: Job) -> bytes:
+    camera = job.camera
+    return orjson.dumps(
+        {
+            "event": orjson.Fragment(job.event.to_bytes()),
+            "camera": {"id": camera.id, "name": camera.name, "time": camera.time} if camera else None,
+        }
+    )
+
+
+def _job(body: bytes) -> Job:
+    parts = orjson.loads(body)
+    camera = parts["camera"]
+    return Job(
+        Event.model_validate(parts["event"]), SeenBy.model_validate(camera) if camera is not None else None
+    )
+
+
+def _fetch(connection: sqlite3.Connection, items: Sequence[tuple[str, int, int, int]]) -> list[Any]:
+    results = []
+    for lane, rank, after, room in items:
+        rows = connection.execute(
+            "SELECT seq, attempted, tries, body FROM work "
+            "WHERE lane = ? AND rank = ? AND dead IS NULL AND seq > ? ORDER BY seq LIMIT ?",
+            (lane, rank, after, room),
+        ).fetchall()
+        connection.executemany("UPDATE work SET attempted = 1 WHERE seq = ?", ((row[0],) for row in rows))
+        results.append(rows)
+    return results
+
+
+def _done(connection: sqlite3.Connection, seqs: Sequence[int]) -> None:
+    connection.executemany("DELETE FROM work WHERE seq = ?", ((seq,) for seq in seqs))
+
+
+def _dead(connection: sqlite3.Connection, rows: Sequence[tuple[str, int, int, int]]) -> None:
+    connection.executemany("UPDATE work SET dead = ?, dead_at = ?, tries = ? WHERE seq = ?", rows)
+
+
+def _unsent(connection: sqlite3.Connection, items: Sequence[list[int]]) -> None:
+    connection.executemany(
+        "UPDATE work SET attempted = 0 WHERE seq = ?", ((s,) for seqs in items for s in seqs)
+    )
+
+
+def _revive(
+    connection: sqlite3.Connection, items: Sequence[tuple[list[int] | None, int]]
+) -> list[list[tuple[int, str, int]]]:
+    """Dead letters become work again, under new sequence numbers, behind what waits."""
+    results = []
+    for seqs, number in items:
+        dead = connection.execute(
+            "SELECT seq, lane, rank FROM work WHERE dead IS NOT NULL ORDER BY seq"
+        ).fetchall()
+        wanted = set(seqs) if seqs is not None else None
+        revived = []
+        for seq, lane, rank in dead:
+            if wanted is not None and seq not in wanted:
+                continue
+            connection.execute(
+                "UPDATE work SET seq = ?, dead = NULL, dead_at = NULL, attempted = 0 WHERE seq = ?",
+                (number, seq),
+            )
+            revived.append((number, lane, rank))
+            number += 1  # noqa: PLW2901
+        results.append(revived)
+    return results
+
+
+def _dead_letters(limit: int) -> Any:
+    def query(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+        rows = connection.execute(
+            "SELECT seq, lane, tries, dead, dead_at, body FROM work "
+            "WHERE dead IS NOT NULL ORDER BY seq LIMIT ?",
+            (limit,),
+        ).fetchall()
+        letters = []
+        for seq, lane, tries, dead, dead_at, body in rows:
+            event = orjson.loads(body)["event"]
+            letters.append(
+                {
+                    "seq": seq,
+                    "event": event["id"],
+                    "lane": lane,
+                    "kind": event["data"]["kind"],
+                    "sensor": event["data"]["sensor"]["id"],
+                    "time": event["time"],
+                    "attempts": tries,
+                    "reason": dead,
+                    "since": datetime.fromtimestamp(dead_at, UTC).isoformat(),
+                }
+            )
+        return letters
+
+    return query

@@ -1,0 +1,523 @@
+"""The house that an adapter lives in: it turns reports into events, in custody.
+
+Which time is believed, what id an event has, its severity, the state of sensors, the supervision of
+silence and the clock of each device are decided here, once for all protocols.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import SecretStr
+
+from shared import metrics
+from shared.adapter import Adapter, Context, Report
+from shared.bus import Endpoint
+from shared.custody import LANES, OUTBOX_SCHEMA, Entry, Sender
+from shared.events import (
+    SEVERITY,
+    Event,
+    EventData,
+    Kind,
+    SensorRef,
+    SensorState,
+    SensorStateData,
+    SensorType,
+    Severity,
+    event_id,
+    utcnow,
+)
+from shared.service import Part, Runtime
+from shared.site import Device, SecretRef, Sensor, Site
+from shared.store import Store, StoreFull
+
+log = logging.getLogger("tocsin.adapter")
+
+_MOST_DETAILS = 200
+_LONGEST_DETAIL = 4096
+_STATE_EVERY = 30.0
+_CUT = "…"
+
+
+class _Known:
+    """What is kept of a sensor (or device) for the events about it."""
+
+    __slots__ = ("ref", "severity", "topic")
+
+    def __init__(self, ref: SensorRef, topic: str, severity: Mapping[Kind, Severity]) -> None:
+        self.ref = ref
+        self.topic = topic
+        self.severity = severity
+
+
+class _Watch:
+    """A device's liveness and clock."""
+
+    __slots__ = ("heard", "offline", "offset", "sensors_heard", "skewed")
+
+    def __init__(self) -> None:
+        self.heard = time.monotonic()
+        self.offline = False
+        self.skewed = False
+        self.offset: float | None = None
+        self.sensors_heard: dict[str, float] = {}
+
+
+def believed_time(
+    said: datetime | None,
+    received: datetime,
+    *,
+    offset: float | None,
+    max_skew: float,
+    max_age: float,
+    replayed: bool = False,
+) -> tuple[datetime, bool]:
+    """The time of an event, and whether it is the device's own.
+
+    The device's time counts unless its clock is known to be off by more than `max_skew` seconds, or
+    it lies in the future by more than that, or is older than `max_age`. Old news from a device with
+    a wrong clock is put right by the known offset.
+    """
+    if said is None:
+        return received, False
+    if offset is not None and abs(offset) > max_skew:
+        if replayed:
+            with contextlib.suppress(OverflowError):
+                corrected = said - timedelta(seconds=offset)
+                if received - timedelta(seconds=max_age) <= corrected <= received:
+                    return corrected, False
+        return received, False
+    age = (received - said).total_seconds()
+    if -max_skew <= age <= max_age:
+        return said, True
+    return received, False
+
+
+class AdapterHost(Part):
+    """Runs one adapter. `make` builds it; the devices are those of the site file that name it."""
+
+    def __init__(self, runtime: Runtime, protocol: str, make: Callable[[Context], Adapter]) -> None:
+        super().__init__(runtime)
+        self.protocol = protocol
+        self._store = Store(runtime.state_dir / "outbox.db", OUTBOX_SCHEMA, max_bytes=runtime.store_max_bytes)
+        self._sender = Sender(runtime.bus, self._store, runtime.topics, runtime.name)
+        self._sender.handed_over = metrics.HANDOVER.observe
+        self._store.on_full = lambda full: runtime.trouble(
+            "store", "it holds all that it may; devices are refused" if full else None
+        )
+        self._memory: dict[str, str] = {}
+        self._pending: dict[str, str | None] = {}
+        self._watches: dict[str, _Watch] = {}
+        self._states: dict[str, SensorStateData] = {}
+        self._dirty: dict[str, float] = {}
+        self._own: asyncio.Queue[Report] = asyncio.Queue()
+        self._change = asyncio.Event()
+        self._received: dict[tuple[str, str], Any] = {}
+        self._rejected_log: dict[tuple[str, str | None], tuple[float, int]] = {}
+        self._look_up(runtime.site)
+        runtime.on_change(self._on_change)
+        self._make = make
+        self._adapter: Adapter | None = None
+
+    # ── the context that adapters see ────────────────────────────────────────────────────────────
+
+    @property
+    def site(self) -> str:
+        return self.runtime.site.site
+
+    @property
+    def timezone(self) -> str:
+        return self.runtime.site.timezone
+
+    @property
+    def devices(self) -> Mapping[str, Device]:
+        return self._devices
+
+    @property
+    def settings(self) -> Any:
+        return self.runtime.site.adapters.get(self.protocol)
+
+    @property
+    def gateway_broker(self) -> Endpoint:
+        return self.runtime.settings.endpoint(self.runtime.secrets)
+
+    async def changed(self) -> None:
+        await self._change.wait()
+        self._change.clear()
+
+    def secret(self, ref: SecretRef) -> SecretStr:
+        return self.runtime.secrets.read(ref)
+
+    def heard(self, device: str, *, sensor: str | None = None, clock: datetime | None = None) -> None:
+        watch = self._watches.get(device)
+        if watch is None:
+            return
+        watch.heard = time.monotonic()
+        if watch.offline:
+            self._back(device, watch)
+        if clock is not None:
+            self._measure_clock(device, watch, clock)
+        if sensor is not None:
+            self._saw(sensor)
+
+    def lost(self, device: str, reason: str) -> None:
+        watch = self._watches.get(device)
+        if watch is not None and not watch.offline:
+            self._gone(device, watch, reason)
+
+    def state(
+        self,
+        sensor: str,
+        *,
+        battery: float | None = None,
+        battery_low: bool | None = None,
+        tamper: bool | None = None,
+        online: bool | None = None,
+    ) -> None:
+        said = {"battery": battery, "battery_low": battery_low, "tamper": tamper, "online": online}
+        self._update_state(sensor, {key: value for key, value in said.items() if value is not None})
+
+    def rejected(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
+        metrics.REJECTED.labels(self.protocol, reason).inc()
+        # A flood of bad input must not become a flood of logs: one line a second for each sort.
+        now = time.monotonic()
+        last, held = self._rejected_log.get((reason, device), (-1.0, 0))
+        if now - last < 1.0:
+            self._rejected_log[(reason, device)] = (last, held + 1)
+            return
+        self._rejected_log[(reason, device)] = (now, 0)
+        if len(self._rejected_log) > 10_000:
+            self._rejected_log.clear()
+        extra = {"reason": reason, "device": device, **fields}
+        if held:
+            extra["more_like_it"] = held
+        log.warning(message, extra=extra)
+
+    def recall(self, key: str) -> str | None:
+        return self._memory.get(key)
+
+    def remember(self, key: str, value: str | None) -> None:
+        if self._memory.get(key) == value:
+            return
+        self._pending[key] = value
+        self._learn({key: value})
+
+    def _learn(self, memory: Mapping[str, str | None]) -> None:
+        for key, value in memory.items():
+            if value is None:
+                self._memory.pop(key, None)
+            else:
+                self._memory[key] = value
+
+    def tell(self, name: str, help: str, **labels: str) -> Callable[[float], None]:
+        made = metrics.counter(name, help, *labels)
+        return (made.labels(**labels) if labels else made).inc
+
+    # ── reports to events ────────────────────────────────────────────────────────────────────────
+
+    async def emit(self, *reports: Report, memory: Mapping[str, str | None] = MappingProxyType({})) -> None:
+        """See `shared.adapter.Emit`."""
+        received = utcnow()
+        entries = [self._entry(report, received) for report in reports]
+        news = await self._sender.put(entries, memory.items())
+        self._learn(memory)
+        for report, new in zip(reports, news, strict=True):
+            self._took(report, new)
+
+    def _entry(self, report: Report, received: datetime) -> Entry:
+        device = self._devices.get(report.device)
+        if device is None:
+            raise ValueError(f"{report.device!r} is not a device of the site file")
+        known = self._known.get(report.sensor or report.device)
+        if known is None:
+            raise ValueError(f"{report.sensor!r} is not a sensor of the site file")
+        watch = self._watches[report.device]
+        at, own = believed_time(
+            report.time,
+            received,
+            offset=watch.offset,
+            max_skew=device.max_skew,
+            max_age=device.max_age,
+            replayed=report.replayed,
+        )
+        key, id_ = self._identity(report, received)
+        kind = report.kind
+        severity = known.severity[kind]
+        body = Event(
+            id=id_,
+            source=f"/{self.runtime.site.site}/{report.device}",
+            type=f"tocsin.{kind}.v1",
+            subject=known.ref.id,
+            time=at,
+            recordedtime=received,
+            sequence=f"{(seq := self._sender.next_sequence()):020d}",
+            data=EventData(
+                kind=kind,
+                sensor=known.ref,
+                time_source="device" if own else "gateway",
+                severity=severity,
+                replayed=report.replayed,
+                actor=report.actor,
+                labels=tuple(report.labels),
+                native=_bounded(report.native),
+                details=_bounded(report.details),
+            ),
+        ).to_bytes()
+        return Entry(key, id_, LANES.get(severity, 1), known.topic, body, seq, report.repeat_window)
+
+    def _identity(self, report: Report, received: datetime) -> tuple[bytes, str]:
+        site, device = self.runtime.site.site, report.device
+        if report.vendor_id is not None:
+            id_ = event_id(site, device, "vendor", report.vendor_id)
+        elif report.time is None and not report.running:
+            id_ = str(uuid.uuid4())
+        else:
+            at = report.time.astimezone(UTC).isoformat() if report.time else ""
+            id_ = event_id(site, device, report.sensor or "", report.kind, at, report.running)
+        key = uuid.UUID(id_).bytes
+        if report.repeat_window is not None:
+            id_ = event_id(id_, received.isoformat())
+        return key, id_
+
+    def _took(self, report: Report, new: bool) -> None:
+        subject = report.sensor or report.device
+        if not new:
+            metrics.REPEATED.labels(self.protocol).inc()
+            return
+        label = (subject, report.kind)
+        counted = self._received.get(label)
+        if counted is None:
+            type_ = self._known[subject].ref.type if subject in self._known else SensorType.DEVICE
+            counted = self._received[label] = metrics.RECEIVED.labels(self.protocol, type_, report.kind)
+        counted.inc()
+        if report.sensor is None:
+            if report.kind not in _OF_THE_DEVICE:
+                metrics.UNLISTED.labels(self.protocol, report.device).inc()
+        elif not report.replayed:
+            self._update_state(report.sensor, {"state": str(report.kind)})
+            self._saw(report.sensor)
+
+    # ── devices: alive, on time ──────────────────────────────────────────────────────────────────
+
+    def _measure_clock(self, device: str, watch: _Watch, clock: datetime) -> None:
+        offset = (clock - utcnow()).total_seconds()
+        watch.offset = offset
+        metrics.CLOCK_OFFSET.labels(device).set(offset)
+        skewed = abs(offset) > self._devices[device].max_skew
+        if skewed and not watch.skewed:
+            self._own.put_nowait(
+                Report(
+                    device=device,
+                    sensor=None,
+                    kind=Kind.DEVICE_CLOCK_WRONG,
+                    native={"offset_seconds": f"{offset:.3f}"},
+                    details={"offset_seconds": f"{offset:.3f}", "gateway_time": utcnow().isoformat()},
+                )
+            )
+        watch.skewed = skewed
+
+    def _gone(self, device: str, watch: _Watch, reason: str) -> None:
+        watch.offline = True
+        self.remember(f"offline:{device}", "1")
+        metrics.ONLINE.labels(device).set(0)
+        self._own.put_nowait(
+            Report(device=device, sensor=None, kind=Kind.DEVICE_OFFLINE, details={"reason": reason})
+        )
+        for sensor in self._devices[device].sensors:
+            self._update_state(sensor, {"online": False})
+
+    def _back(self, device: str, watch: _Watch) -> None:
+        watch.offline = False
+        self.remember(f"offline:{device}", None)
+        metrics.ONLINE.labels(device).set(1)
+        self._own.put_nowait(Report(device=device, sensor=None, kind=Kind.DEVICE_ONLINE))
+        for sensor in self._devices[device].sensors:
+            self._update_state(sensor, {"online": True})
+
+    async def _supervise(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            now = time.monotonic()
+            for id_, device in self._devices.items():
+                watch = self._watches[id_]
+                if device.supervision and not watch.offline and now - watch.heard > device.supervision:
+                    self._gone(id_, watch, f"silent for more than {device.supervision:g} s")
+
+    async def _report_own(self) -> None:
+        """Events that the gateway itself makes of what it notices, such as a silent device."""
+        while True:
+            report = await self._own.get()
+            while report.device in self._devices:
+                try:
+                    await self.emit(report)
+                    break
+                except (StoreFull, sqlite3.Error):
+                    await asyncio.sleep(1)
+
+    # ── states ───────────────────────────────────────────────────────────────────────────────────
+
+    def _saw(self, sensor: str) -> None:
+        now = time.time()
+        gauge = self._seen_gauges.get(sensor)
+        if gauge is None:
+            return
+        gauge.set(now)
+        self._dirty.setdefault(sensor, time.monotonic() + _STATE_EVERY)
+
+    def _update_state(self, sensor: str, said: Mapping[str, Any]) -> None:
+        state = self._states.get(sensor)
+        if state is None or all(getattr(state, key) == value for key, value in said.items()):
+            return
+        self._states[sensor] = state.model_copy(update=dict(said))
+        self._dirty[sensor] = 0.0
+
+    async def _publish_states(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            now = time.monotonic()
+            due = [sensor for sensor, at in self._dirty.items() if at <= now]
+            for sensor in due[:500]:
+                del self._dirty[sensor]
+                self._publish_state(sensor)
+            if self._pending:
+                await self._keep_memory()
+
+    def _publish_state(self, sensor: str) -> None:
+        state = self._states.get(sensor)
+        if state is None:
+            return
+        watch = self._watches[state.device]
+        last = self._seen_gauges[sensor]._value.get()
+        update: dict[str, Any] = {"clock_offset": watch.offset}
+        if last:
+            update["last_seen"] = datetime.fromtimestamp(last, UTC)
+            if state.online is None:
+                update["online"] = True
+        state = self._states[sensor] = state.model_copy(update=update)
+        now = utcnow()
+        self.runtime.bus.retain(
+            self.runtime.topics.sensor(sensor),
+            SensorState(
+                id=f"{sensor}-{int(now.timestamp() * 1000)}",
+                source=f"/{self.runtime.site.site}/{state.device}",
+                subject=sensor,
+                time=now,
+                data=state,
+            ).to_bytes(),
+        )
+
+    async def _keep_memory(self) -> None:
+        memory = self._pending
+        self._pending = {}
+        try:
+            await self._sender.put((), memory.items())
+        except (StoreFull, sqlite3.Error):
+            self._pending = {**memory, **self._pending}
+
+    # ── the site file ────────────────────────────────────────────────────────────────────────────
+
+    def _look_up(self, site: Site) -> None:
+        """Take up the devices and sensors of a site file."""
+        devices = site.devices_of(self.protocol)
+        known: dict[str, _Known] = {}
+        for device_id, device in devices.items():
+            severity = {**SEVERITY, **site.severity, **device.severity}
+            ref = SensorRef(
+                id=device_id, type=SensorType.DEVICE, name=device.name or device_id, device=device_id
+            )
+            known[device_id] = _Known(ref, self.runtime.topics.event(ref.type, ref.id), severity)
+            for sensor_id, sensor in device.sensors.items():
+                ref = SensorRef(
+                    id=sensor_id, type=sensor.type, name=sensor.name or sensor_id, device=device_id
+                )
+                known[sensor_id] = _Known(
+                    ref,
+                    self.runtime.topics.event(ref.type, ref.id),
+                    {**severity, **sensor.severity} if sensor.severity else severity,
+                )
+                self._start_state(sensor_id, device_id, sensor)
+        self._devices = devices
+        self._known = known
+        self._seen_gauges = {id_: metrics.LAST_SEEN.labels(id_) for id_ in known}
+        self._watches = {id_: self._watches.get(id_) or _Watch() for id_ in devices}
+        self._states = {id_: state for id_, state in self._states.items() if id_ in known}
+        self._received.clear()
+
+    def _start_state(self, sensor_id: str, device_id: str, sensor: Sensor) -> None:
+        name = sensor.name or sensor_id
+        state = self._states.get(sensor_id)
+        if state is None:
+            state = SensorStateData(sensor=sensor_id, device=device_id, type=sensor.type, name=name)
+        self._states[sensor_id] = state.model_copy(
+            update={"device": device_id, "type": sensor.type, "name": name}
+        )
+        self._dirty[sensor_id] = 0.0
+
+    def _on_change(self) -> None:
+        if self.runtime.site.devices_of(self.protocol) != self._devices:
+            self._look_up(self.runtime.site)
+        self._change.set()
+
+    # ── the part ─────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        await self._store.open()
+
+        def memories(connection: sqlite3.Connection) -> Iterable[tuple[str, str]]:
+            return connection.execute("SELECT key, value FROM memory").fetchall()
+
+        self._memory = dict(await self._store.read(memories))
+        for id_, watch in self._watches.items():
+            watch.offline = self._memory.get(f"offline:{id_}") is not None
+            metrics.ONLINE.labels(id_).set(not watch.offline)
+        await self._sender.open()
+        self._adapter = self._make(self)
+
+    async def run(self) -> None:
+        assert self._adapter is not None
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._sender.run())
+            group.create_task(self._supervise())
+            group.create_task(self._report_own())
+            group.create_task(self._publish_states())
+            group.create_task(self._adapter.run(self.emit))
+
+    async def stop(self) -> None:
+        if self._pending:
+            await self._keep_memory()
+        await self._store.close()
+
+    def refresh(self) -> None:
+        metrics.OUTSTANDING.labels(self.runtime.name).set(self._sender.outstanding)
+        metrics.STORE_BYTES.labels(self.runtime.name).set(self._store.bytes)
+        metrics.STORE_FULL.labels(self.runtime.name).set(self._store.full)
+
+    def unready(self) -> str | None:
+        if self._store.full:
+            return "the store is full"
+        return None if self._adapter is not None and self._adapter.ready() else "the adapter is not ready"
+
+
+_OF_THE_DEVICE = frozenset({Kind.DEVICE_OFFLINE, Kind.DEVICE_ONLINE, Kind.DEVICE_CLOCK_WRONG})
+
+
+def _bounded(said: Mapping[str, str]) -> dict[str, str]:
+    """At most 200 values of at most 4096 characters; what is cut says so."""
+    if len(said) <= _MOST_DETAILS and all(len(value) <= _LONGEST_DETAIL for value in said.values()):
+        return dict(said)
+    kept: dict[str, str] = {}
+    for key, value in said.items():
+        if len(kept) == _MOST_DETAILS:
+            kept["_left_out"] = str(len(said) - _MOST_DETAILS)
+            break
+        kept[key] = value if len(value) <= _LONGEST_DETAIL else value[:_LONGEST_DETAIL] + _CUT
+    return kept

@@ -1,0 +1,146 @@
+"""HTTP to targets: httpx's requests and answers over aiohttp's transport.
+
+`httpx.AsyncClient` costs twice as much for each request as its transport alone, which is all that a
+publisher needs: no redirects, no cookies, no environment. What can go wrong is told in the terms of
+`shared.delivery`: a request that was never sent can simply be repeated, one that was sent and not
+answered can't.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import httpx
+import orjson
+from httpx_aiohttp import AiohttpTransport
+
+from shared.delivery import NotAllowed, Refused, Retry, Uncertain
+
+_LONGEST_RETRY_AFTER = 3600.0
+
+
+class Answer:
+    """A 2xx answer."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: httpx.Headers, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def json(self) -> Any:
+        """The body's JSON, or None if it has none."""
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            return None
+
+
+class Rejected(Refused):
+    """A 4xx answer that is none of the usual ones. `status` and `detail` are the target's."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"HTTP {status}: {detail}" if detail else f"HTTP {status}")
+        self.status = status
+        self.detail = detail
+
+
+class Http:
+    """Connections to one target, kept alive. Times are in seconds."""
+
+    def __init__(
+        self, *, timeout: float, connect_timeout: float, ca_file: str | None = None, connections: int = 64
+    ) -> None:
+        self._timeout = {"connect": connect_timeout, "pool": timeout, "read": timeout, "write": timeout}
+        context = ssl.create_default_context(cafile=ca_file)
+        self._transport = AiohttpTransport(
+            client=lambda: aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=connections, ssl=context),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        )
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        safe: bool = False,
+    ) -> Answer:
+        """Send a request and return its 2xx answer.
+
+        `safe` says that repeating it does no harm. Raises `Retry` (never sent, or asked to come again),
+        `Uncertain` (sent, and its outcome unknown; not if `safe`), `NotAllowed` (401, 403), `Rejected`.
+        """
+        request = httpx.Request(
+            method, url, headers=headers, content=body, extensions={"timeout": self._timeout}
+        )
+        try:
+            response = await self._transport.handle_async_request(request)
+            try:
+                data = await response.aread()
+            finally:
+                await response.aclose()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise Retry(f"no connection: {_said(error)}") from error
+        except (httpx.TransportError, httpx.StreamError, aiohttp.ClientError, OSError) as error:
+            if safe:
+                raise Retry(f"no answer: {_said(error)}") from error
+            raise Uncertain(f"no answer: {_said(error)}") from error
+        status = response.status_code
+        if 200 <= status < 300:
+            return Answer(status, response.headers, data)
+        detail = _detail(data)
+        if status in (401, 403):
+            raise NotAllowed(f"HTTP {status}: {detail or 'the token is refused'}")
+        if status in (408, 425, 429, 503):
+            raise Retry(f"HTTP {status}", retry_after(response.headers.get("Retry-After")))
+        if status >= 500:
+            # Answered by a proxy in front perhaps, after the target has taken it.
+            if safe:
+                raise Retry(f"HTTP {status}", retry_after(response.headers.get("Retry-After")))
+            raise Uncertain(f"HTTP {status}")
+        raise Rejected(status, detail)
+
+    async def close(self) -> None:
+        await self._transport.aclose()
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header (RFC 9110, 10.2.3): a number or a date; at most an hour."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(_LONGEST_RETRY_AFTER, max(0.0, seconds)) if seconds == seconds else None  # noqa: PLR0124 (NaN)
+
+
+def _said(error: BaseException) -> str:
+    return (str(error) or type(error).__name__)[:200]
+
+
+def _detail(body: bytes) -> str:
+    """What an error body says: the VMS's `errorDetail`, or `detail`, `message`, `error`."""
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return ""
+    if not isinstance(said, dict):
+        return ""
+    for key in ("errorDetail", "detail", "message", "error"):
+        if isinstance(said.get(key), str):
+            return str(said[key])[:300]
+    return ""

@@ -1,0 +1,301 @@
+"""The runner that every service is run by: settings, site file, bus, status, metrics, signals.
+
+A service is a `Part`. It is started (it opens its store and subscribes), then the bus is joined, then it
+runs until SIGTERM or SIGINT. The stop is orderly: nothing new is taken, and what is held stays held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from shared import logs, metrics
+from shared.bus import Bus, Endpoint
+from shared.events import ServiceStatus, ServiceStatusData, utcnow
+from shared.secrets import Secrets
+from shared.site import Follower, Room, Site, SiteError
+from shared.topics import Topics
+
+log = logging.getLogger("tocsin.service")
+
+
+def tocsin_version() -> str:
+    try:
+        return version("tocsin")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _setting(default: str | None, help: str) -> str | None:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Each is `TOCSIN_<NAME>` in the environment and `--<name>` of `tocsin run`."""
+
+    site: str | None = _setting("/etc/tocsin/site.yaml", "the site file")
+    mqtt_url: str | None = _setting("mqtt://127.0.0.1:1883", "the broker: mqtt://HOST:PORT or mqtts://…")
+    mqtt_ca: str | None = _setting(None, "file of the CA that signed the broker's certificate")
+    mqtt_cert: str | None = _setting(None, "file of this service's certificate")
+    mqtt_key: str | None = _setting(None, "file of its key")
+    mqtt_username: str | None = _setting(None, "user name at the broker")
+    mqtt_password: str | None = _setting(
+        None, "password at the broker; rather put it in the secret `mqtt_password`"
+    )
+    state_dir: str | None = _setting("/var/lib/tocsin", "folder of the service's store")
+    secrets_dir: str | None = _setting(None, "folder of secret files")
+    metrics_host: str | None = _setting("0.0.0.0", "address of /metrics, /healthz and /readyz")  # noqa: S104
+    metrics_port: str | None = _setting("9100", "port of /metrics, /healthz and /readyz; 0 for none")
+    log_level: str | None = _setting("info", "debug, info, warning or error")
+    store_max_bytes: str | None = _setting(str(4 * 1024**3), "how much the store may hold")
+
+    @classmethod
+    def of(cls, options: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Settings:
+        """Options first, then the environment, then the defaults."""
+        given = {
+            each.name: value
+            for each in fields(cls)
+            if (value := options.get(each.name) or environ.get(f"TOCSIN_{each.name.upper()}"))
+        }
+        return cls(**given)
+
+    def endpoint(self, secrets: Secrets) -> Endpoint:
+        return Endpoint(
+            url=self.mqtt_url or "",
+            ca=Path(self.mqtt_ca) if self.mqtt_ca else None,
+            cert=Path(self.mqtt_cert) if self.mqtt_cert else None,
+            key=Path(self.mqtt_key) if self.mqtt_key else None,
+            username=self.mqtt_username,
+            password=self.mqtt_password or self._password(secrets),
+        )
+
+    def _password(self, secrets: Secrets) -> str | None:
+        path = Path(self.secrets_dir or "") / "mqtt_password"
+        if self.secrets_dir is None or not path.is_file():
+            return None
+        value = path.read_text().strip()
+        secrets.conceal(value)
+        return value
+
+
+class Runtime:
+    """What a part is given."""
+
+    def __init__(self, name: str, settings: Settings, site: Site, secrets: Secrets, bus: Bus) -> None:
+        self.name = name
+        self.settings = settings
+        self.site = site
+        """The present site; replaced, never changed, when the file changes."""
+        self.secrets = secrets
+        self.bus = bus
+        self.topics = Topics(site.site)
+        self.state_dir = Path(settings.state_dir or ".") / name
+        self.store_max_bytes = int(settings.store_max_bytes or 0)
+        self._on_change: list[Callable[[], None]] = []
+        self._troubles: dict[str, str] = {}
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Call after the site file or a secret has changed."""
+        self._on_change.append(call)
+
+    def changed(self) -> None:
+        for call in self._on_change:
+            call()
+
+    def trouble(self, what: str, reason: str | None) -> None:
+        """Say that the service is degraded because of `what`, or (None) that this is over."""
+        before = dict(self._troubles)
+        if reason is None:
+            self._troubles.pop(what, None)
+        else:
+            self._troubles[what] = reason
+        if self._troubles != before:
+            self.say_status()
+
+    def say_status(self) -> None:
+        reason = "; ".join(f"{what}: {why}" for what, why in sorted(self._troubles.items()))
+        self.bus.retain(
+            self.topics.service(self.name), self.status("degraded" if reason else "online", reason or None)
+        )
+
+    def status(self, status: Literal["online", "degraded", "offline"], reason: str | None = None) -> bytes:
+        return status_message(self.site.site, self.name, status, reason)
+
+
+def status_message(
+    site: str, name: str, status: Literal["online", "degraded", "offline"], reason: str | None = None
+) -> bytes:
+    now = utcnow()
+    return ServiceStatus(
+        id=f"{name}-{int(now.timestamp() * 1000)}-{status}",
+        source=f"/{site}/{name}",
+        subject=name,
+        time=now,
+        data=ServiceStatusData(service=name, status=status, version=tocsin_version(), reason=reason),
+    ).to_bytes()
+
+
+class Part(ABC):
+    """One service."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Open the store, subscribe. The bus is not joined yet."""
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Work until cancelled."""
+
+    async def stop(self) -> None:  # noqa: B027
+        """Take nothing more, bring to disk what is not there, close the store."""
+
+    def refresh(self) -> None:  # noqa: B027
+        """Bring gauges up to date, before they are read (from another thread)."""
+
+    def unready(self) -> str | None:
+        """What keeps it from working, or None."""
+        return None
+
+
+P = TypeVar("P", bound=Part)
+
+
+async def run(
+    name: str, settings: Settings, make: Callable[[Runtime], Part], rooms: Mapping[str, Room]
+) -> int:
+    """Run a service until it is told to stop; returns the exit code.
+
+    `rooms` are those whose devices the service must understand in full."""
+    secrets = Secrets(settings.secrets_dir)
+    logs.set_up(name, settings.log_level or "info", secrets.redact)
+    try:
+        follower = Follower(settings.site or "", rooms)
+    except SiteError as error:
+        log.critical("the site file is wrong: %s", error)
+        return 2
+    site = follower.site
+    topics = Topics(site.site)
+    bus = Bus(
+        settings.endpoint(secrets),
+        f"tocsin-{site.site}-{name}",
+        will=(topics.service(name), status_message(site.site, name, "offline")),
+    )
+    runtime = Runtime(name, settings, site, secrets, bus)
+    part = make(runtime)
+    metrics.BUILD.labels(name, tocsin_version()).set(1)
+    metrics.SITE_LOADED.set_to_current_time()
+    await part.start()
+    stop_metrics = _serve_metrics(runtime, part)
+    runtime.say_status()
+
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    joining = asyncio.create_task(bus.run(), name="bus")
+    working = asyncio.create_task(_work(runtime, part, follower), name=name)
+    waiting = asyncio.create_task(stopping.wait())
+    log.info("started", extra={"version": tocsin_version(), "site": site.site})
+    await asyncio.wait({working, joining, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    code = 0
+    for task in (working, joining):
+        if task.done() and (failure := task.exception()) is not None:
+            log.critical("ended by an error", exc_info=failure)
+            code = 1
+    working.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await working
+    await part.stop()
+    bus.retain(topics.service(name), runtime.status("offline"))
+    await bus.close()
+    joining.cancel()
+    stop_metrics()
+    log.info("stopped")
+    return code
+
+
+async def _work(runtime: Runtime, part: Part, follower: Follower) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(part.run())
+        group.create_task(_follow_site(runtime, follower))
+        group.create_task(_follow_secrets(runtime))
+
+
+async def _follow_site(runtime: Runtime, follower: Follower) -> None:
+    def changed(site: Site) -> None:
+        metrics.SITE_WRONG.set(0)
+        runtime.trouble("site file", None)
+        if site.site != runtime.site.site:
+            log.error("the id of the site can't change while services run; restart them all")
+            return
+        metrics.SITE_LOADED.set_to_current_time()
+        runtime.site = site
+        log.info("the site file has changed and is in force", extra={"devices": len(site.devices)})
+        runtime.changed()
+
+    def wrong(error: SiteError) -> None:
+        metrics.SITE_WRONG.set(1)
+        log.error("the new site file is wrong; the last good one stays in force: %s", error)
+        runtime.trouble("site file", "the new one is wrong; the last good one is in force")
+
+    await follower.run(changed, wrong)
+
+
+async def _follow_secrets(runtime: Runtime) -> None:
+    while True:
+        await asyncio.sleep(1)
+        names = runtime.secrets.changed()
+        if names:
+            log.info("secrets have changed", extra={"secrets": sorted(names)})
+            runtime.changed()
+
+
+def _serve_metrics(runtime: Runtime, part: Part) -> Callable[[], None]:
+    port = int(runtime.settings.metrics_port or 0)
+    if not port:
+        return lambda: None
+    loop = asyncio.get_running_loop()
+    alive = time.monotonic()
+
+    def beat() -> None:
+        nonlocal alive
+        alive = time.monotonic()
+        loop.call_later(1, beat)
+
+    beat()
+
+    def healthy() -> str | None:
+        silent = time.monotonic() - alive
+        return f"the event loop has been stuck for {silent:.0f} s" if silent > 30 else None
+
+    def ready() -> str | None:
+        return (
+            healthy() or (None if runtime.bus.connected else "no connection to the broker") or part.unready()
+        )
+
+    def before() -> None:
+        metrics.BUS_CONNECTED.set(runtime.bus.connected)
+        metrics.BUS_DROPPED.set(runtime.bus.dropped)
+        part.refresh()
+
+    return metrics.serve(
+        runtime.settings.metrics_host or "0.0.0.0",  # noqa: S104
+        port,
+        healthy=healthy,
+        ready=ready,
+        before=before,
+    )

@@ -1,0 +1,243 @@
+"""A service's own store: SQLite with group commit.
+
+What `submit` returned for is on disk (WAL, `synchronous=FULL`: one fsync for each commit) and survives
+a SIGKILL or a power cut. All that is submitted while a commit is being written goes into the next
+one, so that a burst pays one fsync for many. One thread writes; the event loop never waits for the
+disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+log = logging.getLogger("tocsin.store")
+
+R = TypeVar("R")
+
+Work = Callable[[sqlite3.Connection, Sequence[Any]], Sequence[Any] | None]
+"""Done in the writing thread, inside the transaction: all items that were submitted with it one
+after another. Returns a result for each item, or None. What it raises undoes the whole commit."""
+
+_LAZY = 0.05
+_CHECKPOINT_ITEMS = 4000
+_TRUNCATE_BYTES = 256 * 1024 * 1024
+
+
+class StoreFull(Exception):
+    """The store holds all that it may, or the disk is full: nothing was taken. Refuse the giver."""
+
+
+class StoreNewer(Exception):
+    """The store was written by a newer version of Tocsin."""
+
+
+class Store:
+    """`schema` is a list of SQL scripts: script N brings version N of the store to N + 1."""
+
+    def __init__(self, path: Path, schema: Sequence[str], *, max_bytes: int = 4 * 1024**3) -> None:
+        self.path = path
+        self._schema = schema
+        self._max_bytes = max_bytes
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="store-checkpoint")
+        self._checkpointing = False
+        self._unchecked = 0
+        self._queue: list[tuple[Work, Any, asyncio.Future[Any] | None]] = []
+        self._committing = False
+        self._lazy_timer: asyncio.TimerHandle | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._idle: asyncio.Event | None = None
+        self.full = False
+        """Set while the store takes no new work: it holds `max_bytes`, or the disk is full."""
+        self.bytes = 0
+        self.on_full: Callable[[bool], None] = lambda full: None
+
+    async def open(self) -> None:
+        """Open or create. Raises `StoreNewer`, or sqlite3.Error if it can't be used."""
+        # The writing thread must get the interpreter back soon after its fsync: the default of 5 ms
+        # would be most of an event's way through the gateway.
+        sys.setswitchinterval(0.0005)
+        self._loop = asyncio.get_running_loop()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        await self._loop.run_in_executor(self._writer, self._open)
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("PRAGMA cache_size=-4000")
+        connection.execute("PRAGMA busy_timeout=5000")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > len(self._schema):
+            connection.close()
+            raise StoreNewer(
+                f"{self.path} has version {version}, this Tocsin knows up to {len(self._schema)}: "
+                "run the newer Tocsin"
+            )
+        for number in range(version, len(self._schema)):
+            connection.executescript(f"BEGIN;{self._schema[number]};PRAGMA user_version={number + 1};COMMIT;")
+        self._connection = connection
+        self._measure()
+
+    async def close(self) -> None:
+        """Commit what was submitted and close."""
+        if self._connection is None:
+            return
+        if self._queue and not self._committing:
+            self._start()
+        assert self._idle is not None
+        await self._idle.wait()
+        await self._loop.run_in_executor(self._writer, self._connection.close)
+        self._connection = None
+        self._writer.shutdown(wait=False)
+        self._keeper.shutdown(wait=False)
+
+    def submit(self, work: Work, item: Any) -> asyncio.Future[Any]:
+        """Do `work` on `item` in the next commit; the future has its result when it is on disk.
+
+        The future's error is `StoreFull` if the disk is full, else sqlite3.Error."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._queue.append((work, item, future))
+        if not self._committing:
+            self._start_soon()
+        return future
+
+    def submit_lazy(self, work: Work, item: Any) -> None:
+        """As `submit`, for what may be lost and is then done again: it waits for the next commit,
+        or 50 ms."""
+        self._queue.append((work, item, None))
+        if not self._committing and self._lazy_timer is None:
+            self._lazy_timer = self._loop.call_later(_LAZY, self._start)
+
+    async def read(self, query: Callable[[sqlite3.Connection], R]) -> R:
+        """Run a query in the writing thread, between two commits."""
+        assert self._connection is not None
+        return await self._loop.run_in_executor(self._writer, query, self._connection)
+
+    def _start_soon(self) -> None:
+        # At the end of this turn of the loop, so that all events of one read share a commit.
+        self._committing = True
+        assert self._idle is not None
+        self._idle.clear()
+        self._loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        if self._lazy_timer is not None:
+            self._lazy_timer.cancel()
+            self._lazy_timer = None
+        self._committing = True
+        assert self._idle is not None
+        self._idle.clear()
+        batch, self._queue = self._queue, []
+        self._writer.submit(self._commit, batch)
+
+    def _commit(self, batch: list[tuple[Work, Any, asyncio.Future[Any] | None]]) -> None:
+        results: list[Any] = []
+        error: BaseException | None = None
+        connection = self._connection
+        assert connection is not None
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            start = 0
+            while start < len(batch):
+                work = batch[start][0]
+                end = start + 1
+                while end < len(batch) and batch[end][0] is work:
+                    end += 1
+                result = work(connection, [item for _, item, _ in batch[start:end]])
+                results.extend(result if result is not None else [None] * (end - start))
+                start = end
+            connection.execute("COMMIT")
+        except BaseException as failure:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            error = failure
+            if isinstance(failure, sqlite3.OperationalError) and "full" in str(failure):
+                error = StoreFull(f"the disk of {self.path} is full")
+        full = self._measure() or isinstance(error, StoreFull)
+        # A closed loop means that the service is gone already.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._committed, batch, results, error, full)
+
+    def _measure(self) -> bool:
+        connection = self._connection
+        assert connection is not None
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        self.bytes = (pages - free) * size
+        limit = self._max_bytes * 0.95 if self.full else self._max_bytes
+        return bool(self.bytes > limit)
+
+    def _committed(
+        self,
+        batch: list[tuple[Work, Any, asyncio.Future[Any] | None]],
+        results: list[Any],
+        error: BaseException | None,
+        full: bool,
+    ) -> None:
+        if full != self.full:
+            self.full = full
+            log.log(
+                logging.ERROR if full else logging.INFO,
+                "the store is full: new work is refused" if full else "the store has room again",
+                extra={"path": str(self.path), "bytes": self.bytes, "limit": self._max_bytes},
+            )
+            self.on_full(full)
+        if error is not None:
+            log.error("a commit failed", extra={"path": str(self.path), "error": str(error)})
+            for _, _, future in batch:
+                if future is not None and not future.done():
+                    future.set_exception(error)
+                    future.exception()
+        else:
+            for (_, _, future), result in zip(batch, results, strict=True):
+                if future is not None and not future.done():
+                    future.set_result(result)
+        if any(future is not None for _, _, future in self._queue):
+            self._start()
+        else:
+            self._committing = False
+            assert self._idle is not None
+            if self._queue:
+                self._lazy_timer = self._loop.call_later(_LAZY, self._start)
+            self._idle.set()
+        self._checkpoint(len(batch))
+
+    def _checkpoint(self, items: int) -> None:
+        """Move the log into the database from time to time, beside the writer and not in its way."""
+        self._unchecked += items
+        if self._checkpointing or self._unchecked < _CHECKPOINT_ITEMS:
+            return
+        self._unchecked = 0
+        self._checkpointing = True
+        try:
+            size = self.path.with_name(self.path.name + "-wal").stat().st_size
+        except OSError:
+            size = 0
+        if size > _TRUNCATE_BYTES:
+            self._writer.submit(self._checkpointed, "TRUNCATE", self._connection)
+        else:
+            self._keeper.submit(self._checkpointed, "PASSIVE", None)
+
+    def _checkpointed(self, mode: str, connection: sqlite3.Connection | None) -> None:
+        try:
+            if connection is not None:
+                connection.execute(f"PRAGMA wal_checkpoint({mode})")
+            else:
+                with contextlib.closing(sqlite3.connect(self.path, timeout=5)) as own:
+                    own.execute(f"PRAGMA wal_checkpoint({mode})")
+        except sqlite3.Error as error:
+            log.warning("the store's log could not be checkpointed", extra={"error": str(error)})
+        self._checkpointing = False
