@@ -17,6 +17,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -26,8 +27,8 @@ from shared.site import Device, SecretRef, Settings
 
 GROUP = "tocsin.adapters"
 
-Probe = Callable[[Device, Callable[[SecretRef], SecretStr]], Awaitable[str | None]]
-"""Tries a device's address and credentials: what is wrong, in plain words, or None."""
+Probe = Callable[[Any, Callable[[SecretRef], SecretStr]], Awaitable[str | None]]
+"""Tries the address and credentials of a device of its room: what is wrong, in plain words, or None."""
 
 
 class RoomError(Exception):
@@ -65,9 +66,9 @@ class Room:
             ) from error
 
 
-def names() -> tuple[str, ...]:
-    """The names of all rooms, sorted. Imports none of them."""
-    return tuple(sorted({**_installed(), **_own()}))
+def names(*, installed: bool = True) -> tuple[str, ...]:
+    """The names of all rooms, sorted; without `installed`, of the project's own. Imports none of them."""
+    return tuple(sorted({**(_installed() if installed else {}), **_own()}))
 
 
 def room(name: str) -> Room:

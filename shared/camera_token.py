@@ -136,7 +136,7 @@ def _object(text: str) -> dict[str, Any]:
     except (binascii.Error, ValueError):
         raise TokenError(
             "this is no camera's access token (it is not base64)",
-            "if it is the account's licence key (LKey): that is not needed here; use the camera's access token",
+            "use the camera's access token, whole; not the account's licence key (LKey)",
         ) from None
     try:
         said = json.loads(data.decode())

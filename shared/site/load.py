@@ -199,9 +199,16 @@ def _located(found: list[_Found], root: Place, name: str) -> SiteError:
             place = child
             where.append(str(part)[:64])
         line, column = key if one.at_key and key else (place.line, place.column)
-        mistakes.add(Mistake(name, line, column, ".".join(where), one.problem, one.remedy))
+        mistakes.add(
+            Mistake(name, line, column, _shown(".".join(where)), _shown(one.problem), _shown(one.remedy))
+        )
     ordered = sorted(mistakes, key=lambda mistake: (mistake.line, mistake.column, mistake.problem))
     return SiteError(ordered[:MOST_MISTAKES], max(0, len(ordered) - MOST_MISTAKES))
+
+
+def _shown(text: str) -> str:
+    """Without what could move a terminal's cursor or break a log's line."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else "\ufffd" for one in text)
 
 
 # ── In plain words ───────────────────────────────────────────────────────────────────────────────
