@@ -1,8 +1,9 @@
 """Prints the part of requirements.lock that one service needs: `python scripts/requirements.py EXTRA`.
 
-The lock says of each package on whose account it is there ("via"), which is followed from the
-extra's own dependencies down. So each image holds its service's packages, with their hashes, and
-no others. Runs on a bare Python: it is used where nothing is installed yet.
+With `--build` for EXTRA: what building the project needs. The lock says of each package on whose
+account it is there ("via"), which is followed from the extra's own dependencies down. So each image
+holds its service's packages, with their hashes, and no others. Runs on a bare Python: it is used
+where nothing is installed yet.
 """
 
 from __future__ import annotations
@@ -12,14 +13,27 @@ import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def for_extra(extra: str, root: Path = ROOT) -> str:
     """Lock lines for the base dependencies and those of `extra`. Raises KeyError if there is none."""
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"][extra]]
+    project = _pyproject(root)["project"]
+    return closure([*project["dependencies"], *project["optional-dependencies"][extra]], root)
+
+
+def for_build(root: Path = ROOT) -> str:
+    """Lock lines for the build backend."""
+    return closure(_pyproject(root)["build-system"]["requires"], root)
+
+
+def closure(wanted: Iterable[str], root: Path = ROOT) -> str:
+    """Lock lines for the requirements `wanted` and all that they need in turn.
+
+    Raises LookupError for what is not in the lock.
+    """
     entries = _entries((root / "requirements.lock").read_text())
     needed = set(map(_name, wanted))
     if missing := needed - {name for name, _, _ in entries}:
@@ -27,6 +41,10 @@ def for_extra(extra: str, root: Path = ROOT) -> str:
     while grown := {name for name, via, _ in entries if name not in needed and needed & via}:
         needed |= grown
     return "".join(text for name, _, text in entries if name in needed)
+
+
+def _pyproject(root: Path) -> dict[str, Any]:
+    return tomllib.loads((root / "pyproject.toml").read_text())
 
 
 def _entries(lock: str) -> list[tuple[str, set[str], str]]:
@@ -51,4 +69,4 @@ def _name(requirement: str) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    sys.stdout.write(for_extra(sys.argv[1]))
+    sys.stdout.write(for_build() if sys.argv[1] == "--build" else for_extra(sys.argv[1]))

@@ -22,15 +22,19 @@ class Service:
 
 def adapters(root: Path = ROOT) -> list[Service]:
     """Every room of `services/adapters`, by name."""
-    folders = sorted((root / "services" / "adapters").iterdir())
-    return [Service(f"adapter-{f.name}", f.name, f) for f in folders if _is_package(f)]
+    folders = filter(_is_package, sorted((root / "services" / "adapters").iterdir()))
+    return [Service(f"adapter-{_dashed(f)}", _dashed(f), f) for f in folders]
 
 
 def services(root: Path = ROOT) -> list[Service]:
     """Every service that can be run, by name."""
-    folders = sorted(f for f in (root / "services").iterdir() if _is_package(f) and f.name not in _OTHERS)
-    names = [(f.name.replace("_", "-"), f) for f in folders]
-    return [*adapters(root), *(Service(name, name, f) for name, f in names)]
+    folders = filter(_is_package, sorted((root / "services").iterdir()))
+    others = [Service(_dashed(f), _dashed(f), f) for f in folders if f.name not in _OTHERS]
+    return [*adapters(root), *others]
+
+
+def _dashed(folder: Path) -> str:
+    return folder.name.replace("_", "-")
 
 
 def _is_package(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 import services
-import services.adapters
+from services import rooms
 from shared.events import Slug
 from shared.topics import GRANTS, PREFIX, Role, role_of
 
@@ -33,7 +33,7 @@ class Extra(NamedTuple):
 
 def known_services() -> list[str]:
     """Names of the services that are installed, as in `tocsin run NAME`."""
-    adapters = [f"adapter-{module.name}" for module in pkgutil.iter_modules(services.adapters.__path__)]
+    adapters = [f"adapter-{name}" for name in rooms.names()]
     others = [
         module.name.replace("_", "-")
         for module in pkgutil.iter_modules(services.__path__)

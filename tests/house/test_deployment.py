@@ -1,0 +1,138 @@
+"""compose.yaml, k8s/ and the lock name exactly the services that exist, and are well formed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.requirements import closure, for_build, for_extra
+from scripts.services import Service, services
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES = {service.name for service in services()}
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return loaded
+
+
+def resolve(folder: Path) -> list[dict[str, Any]]:
+    """The objects that a kustomization is made of, before its patches; checks that all its files exist."""
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert kustomization["kind"] == "Kustomization"
+    objects: list[dict[str, Any]] = []
+    for resource in kustomization.get("resources", []):
+        path = folder / resource
+        if path.is_dir():
+            objects += resolve(path)
+        else:
+            objects += [document for document in yaml.safe_load_all(path.read_text()) if document]
+    for patch in kustomization.get("patches", []):
+        text = (folder / patch["path"]).read_text() if "path" in patch else patch["patch"]
+        assert yaml.safe_load(text), f"{folder}: an empty patch"
+    for generator in kustomization.get("configMapGenerator", []):
+        assert all((folder / file).is_file() for file in generator["files"])
+    return objects
+
+
+def test_compose_has_every_service_and_no_other() -> None:
+    assert set(compose()["services"]) == SERVICES | {"mosquitto"}
+
+
+def test_compose_can_be_read_by_older_releases() -> None:
+    """docker-compose 1.29 refuses other keys at the top."""
+    allowed = {"services", "volumes", "networks", "secrets", "configs"}
+    assert {key for key in compose() if not key.startswith("x-")} <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_compose_gives_each_service_its_own(name: str) -> None:
+    service = compose()["services"][name]
+    assert service["build"]["args"] == {"SERVICE": name}
+    assert service["image"] == f"tocsin/{name}"
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    mounts = dict(reversed(mount.split(":")[:2]) for mount in service["volumes"])
+    assert mounts["/run/secrets"] == f"./secrets/{name}"
+    assert mounts["/run/tls/tls.key"] == f"./certs/{name}.key"
+    assert mounts["/var/lib/tocsin"] == name
+    assert name in compose()["volumes"]
+
+
+def test_k8s_has_every_service_and_no_other() -> None:
+    workloads = [
+        o["metadata"]["name"] for o in resolve(ROOT / "k8s/overlays/edge") if o["kind"] == "StatefulSet"
+    ]
+    assert sorted(workloads) == sorted(SERVICES | {"mosquitto"})
+
+
+def test_k8s_objects_fit_each_other() -> None:
+    objects = resolve(ROOT / "k8s/overlays/edge")
+    assert len({(o["kind"], o["metadata"]["name"]) for o in objects}) == len(objects)
+    pods = {o["metadata"]["name"]: o["spec"]["template"] for o in objects if o["kind"] == "StatefulSet"}
+    labels = [pod["metadata"]["labels"] for pod in pods.values()]
+    for each in objects:
+        spec = each.get("spec", {})
+        if each["kind"] == "StatefulSet":
+            selected = spec["selector"]["matchLabels"].items()
+            assert selected <= spec["template"]["metadata"]["labels"].items()
+        if each["kind"] == "NetworkPolicy":
+            selected = spec["podSelector"].get("matchLabels", {}).items()
+            assert any(selected <= pod.items() for pod in labels), each["metadata"]["name"]
+        if each["kind"] == "Service":
+            ports = pods[each["metadata"]["name"]]["spec"]["containers"][0]["ports"]
+            assert {port["targetPort"] for port in spec["ports"]} <= {port["name"] for port in ports}
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_k8s_gives_each_service_its_own(name: str) -> None:
+    [stateful] = [
+        o for o in resolve(ROOT / "k8s/base") if (o["kind"], o["metadata"]["name"]) == ("StatefulSet", name)
+    ]
+    [container] = stateful["spec"]["template"]["spec"]["containers"]
+    assert (container["name"], container["image"]) == ("service", f"tocsin/{name}")
+    names = [volume["secret"]["secretName"] for volume in stateful["spec"]["template"]["spec"]["volumes"]]
+    assert names == [f"{name}-tls", f"{name}-secrets"]
+
+
+@pytest.mark.parametrize("service", services(), ids=lambda service: service.name)
+def test_every_service_has_an_extra_and_all_of_it_is_locked(service: Service) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert service.extra in extras
+    assert "pydantic==" in for_extra(service.extra)
+
+
+def test_an_images_packages_are_its_own() -> None:
+    def names(lock: str) -> set[str]:
+        return set(re.findall(r"(?m)^([a-z0-9-]+)==", lock))
+
+    correlator, dc09 = names(for_extra("correlator")), names(for_extra("dc09"))
+    assert dc09 - correlator == {"cryptography", "cffi", "pycparser"}
+    assert {"pydantic", "pydantic-core", "mqtt5", "uvloop"} <= correlator
+    assert not correlator & {"pytest", "ruff", "starlette", "httpx", "iotcore", "hatchling"}
+    assert "hatchling" in names(for_build())
+    with pytest.raises(LookupError, match="make lock"):
+        closure(["not-there>=1"])
+
+
+def test_the_lock_is_hashed_and_says_nothing_of_where_packages_come_from() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    pins = re.findall(r"(?m)^[a-z0-9-]+==[^ ]+.*\\\n    --hash=sha256:[0-9a-f]{64}", lock)
+    assert len(pins) == len(re.findall(r"(?m)^[^\s#]", lock)) > 0
+    assert "://" not in lock
+    assert "--index-url" not in lock
+    assert "--find-links" not in lock
+
+
+def test_everything_that_pyproject_asks_for_is_locked() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*pyproject["project"]["dependencies"], *pyproject["dependency-groups"]["dev"]]
+    for extra in pyproject["project"]["optional-dependencies"].values():
+        wanted += extra
+    assert closure(wanted) == (ROOT / "requirements.lock").read_text()
