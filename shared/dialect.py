@@ -875,7 +875,7 @@ When = Annotated[dict[str, Any], AfterValidator(_checked_condition)]
 class Table(Model):
     """A value looked up in a table."""
 
-    of: Expr = Field(description="The value to look up.")
+    of: Value = Field(description="The value to look up.")
     table: dict[str, str | None] = Field(description="What each value means; null for nothing.")
     otherwise: str | None = Field(default=None, alias="else", description="For values that are not in it.")
 
@@ -1082,9 +1082,19 @@ class Rule(Common):
     state: StateSpec | None = Field(
         default=None, description="Battery, tamper, online: of all the sensors that the message is about."
     )
-    once: bool = Field(
-        default=False,
-        description="The device sends the same `id` again and again: only the first of each is an event.",
+    once: Values | None = Field(
+        default=None,
+        description="For a device that tells of the same thing again and again: what names the thing. Only "
+        "the first message with it is an event.",
+    )
+    forget: Duration | None = Field(
+        default=None,
+        description="For `once`: names may be used again for another thing after so long a silence.",
+    )
+    named: tuple[str, ...] = Field(
+        default=(),
+        description="Fields that a sensor of the site file must name for the rule to apply. For values that "
+        "mean something only where somebody says so.",
     )
     repeats: Duration | None = Field(
         default=None,
@@ -1112,8 +1122,8 @@ class Rule(Common):
         ]
         if len(says) > 1:
             raise mistake(f"a rule has one of {' and '.join(says)}", "make two rules of it")
-        if self.once and self.id is None:
-            raise mistake("once needs an id", "say which value names the event: id: event_id")
+        if self.forget is not None and self.once is None:
+            raise mistake("forget goes with once", "take it out")
         return self
 
 
@@ -1171,7 +1181,8 @@ class Profile(Common):
         return self
 
     def _check_fields(self, common: Common, where: str) -> None:
-        for name in common.sensor or {}:
+        named = common.named if isinstance(common, Rule) else ()
+        for name in (*(common.sensor or {}), *named):
             if name not in self.sensors:
                 raise mistake(
                     f'{where}: sensor field "{name[:40]}" is not declared',
@@ -1186,7 +1197,7 @@ def _walk(rules: Sequence[Rule], where: str) -> Iterator[tuple[str, Rule]]:
         yield from _walk(rule.rules, f"{here}.rules")
 
 
-for _model in (First, Join, KindTable, Level, TimeSpec, ActorSpec, StateSpec, Common, Rule, Profile):
+for _model in (Table, First, Join, KindTable, Level, TimeSpec, ActorSpec, StateSpec, Common, Rule, Profile):
     _model.model_rebuild()
 
 
@@ -1540,7 +1551,9 @@ class _Action:
         self.level = rule.level
         self.level_value = _value(rule.level.value) if rule.level else None
         self.level_name = name if rule.level is None else _name_of(rule.level.value)
-        self.once = rule.once
+        self.once = _joined([_value(one) for one in rule.once], "/") if rule.once else None
+        self.forget = rule.forget
+        self.named = rule.named
         self.repeats = rule.repeats
         self.address = [(field_, _value(spec)) for field_, spec in (common.sensor or {}).items()]
         self.state = (
@@ -1623,6 +1636,8 @@ class _Action:
             assert isinstance(self.kind, str)
             word = self.kind
         address, found = self._find(env, run)
+        if self.named and not self._is_named(found.best):
+            return applied
         kind = None if word is None else _meaning(word, found.best)
         if kind is not None:
             self._event(env, run, kind, address, found.best)
@@ -1638,6 +1653,9 @@ class _Action:
                 run.result.heard.add(point.id)
         return address, found
 
+    def _is_named(self, point: Point | None) -> bool:
+        return point is not None and all(name in point.address for name in self.named)
+
     def _apply_level(self, env: _Env, run: _Run) -> bool:
         assert self.level is not None
         assert self.level_value is not None
@@ -1645,6 +1663,8 @@ class _Action:
         if state is None or state not in self.level.kinds:
             return False
         address, found = self._find(env, run)
+        if self.named and not self._is_named(found.best):
+            return False
         self._edge(
             env,
             run,
@@ -1724,11 +1744,13 @@ class _Action:
             result.ignored = "unlisted"
             return
         vendor_id = self.id(env) if self.id else None
-        if self.once and vendor_id is not None and not of_a_state:
-            if not reader.tell(vendor_id):
-                result.ignored = "repeat"
-                return
-            result._told.append(vendor_id)
+        if self.once is not None and not of_a_state:
+            thing = self.once(env)
+            if thing is not None:
+                if not reader.tell(thing, env.received.timestamp(), self.forget):
+                    result.ignored = "repeat"
+                    return
+                result._told.append(thing)
         time = self.time(env, reader.zone) if self.time else None
         running = None
         if self.running is not None:
@@ -1936,7 +1958,7 @@ class Reader:
         self._options = {f"option.{name}": value for name, value in self.options.items()}
         self.known: OrderedDict[str, str] = OrderedDict()
         """What was remembered last, also what is not committed yet."""
-        self._told: OrderedDict[str, None] = OrderedDict()
+        self._told: OrderedDict[str, float] = OrderedDict()
 
     def read(self, message: Message, memory: Memory) -> Result:
         """What a message means. Raises `Unreadable`, and nothing else.
@@ -1969,22 +1991,20 @@ class Reader:
         if len(self.known) > _KNOWN:
             self.known.popitem(last=False)
 
-    def tell(self, vendor_id: str) -> bool:
-        """Whether an id is told for the first time."""
-        if vendor_id in self._told:
-            self._told.move_to_end(vendor_id)
-            return False
-        self._told[vendor_id] = None
+    def tell(self, thing: str, now: float, forget: float | None) -> bool:
+        """Whether a thing is told for the first time."""
+        last = self._told.pop(thing, None)
+        self._told[thing] = now
         if len(self._told) > _TOLD:
             self._told.popitem(last=False)
-        return True
+        return last is None or (forget is not None and now - last > forget)
 
-    def forget(self, keys: Iterable[str], vendor_ids: Iterable[str]) -> None:
+    def forget(self, keys: Iterable[str], things: Iterable[str]) -> None:
         """These were not remembered and told after all."""
         for key in keys:
             self.known.pop(key, None)
-        for vendor_id in vendor_ids:
-            self._told.pop(vendor_id, None)
+        for thing in things:
+            self._told.pop(thing, None)
 
 
 # ── Loading ──────────────────────────────────────────────────────────────────────────────────────

@@ -43,7 +43,8 @@ def _checked_pattern(pattern: str) -> str:
 
 Pattern = Annotated[str, AfterValidator(_checked_pattern)]
 """A topic with `{name}` for one level and `{name+}` for one or more. What they match is `$topic.name`
-in the rules; a name of an option stands for the option's value."""
+in the rules; a name of an option stands for the option's value, which may be several levels and have a
+`+` among them."""
 
 
 def _checked_filter(text: str) -> str:
@@ -82,10 +83,11 @@ def _compile_pattern(
             filters.append(level)
             levels.append(re.escape(level))
         elif found[1] in options:
-            for part in options[found[1]].strip("/").split("/"):
-                if part:
-                    filters.append(part)
-                    levels.append("[^/]+" if part == "+" else re.escape(part))
+            parts = [part for part in options[found[1]].split("/") if part]
+            filters += parts
+            inside = "/".join("[^/]+" if part == "+" else re.escape(part) for part in parts)
+            if parts:
+                levels.append(f"(?P<{found[1]}>{inside})")
         elif found[2]:
             filters.append("#")
             levels.append(f"(?P<{found[1]}>.+)")
