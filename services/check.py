@@ -166,7 +166,7 @@ async def check(path: str | Path, *, online: bool = False, secrets: Secrets | No
             for one in error.mistakes
         ]
         return report
-    secrets = secrets or Secrets()
+    secrets = secrets or Secrets(warn=lambda _: None)
     checker = _Checker(site, secrets, report, locate(decode_text(data)))
     cameras = checker.offline()
     if online:
@@ -323,8 +323,9 @@ class _Checker:
     async def _device(self, device_id: str, found: dict[str, rooms.Room]) -> None:
         device = self.site.devices[device_id]
         at = ("devices", device_id)
+        room = found.get(device.adapter)
         try:
-            probe = found[device.adapter].load_probe()
+            probe = room.load_probe() if room else None
             if probe is None:
                 return
             problem = await probe(device, self.secrets.read)

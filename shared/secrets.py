@@ -55,15 +55,17 @@ class Secrets:
         *,
         environ: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        warn: Callable[[str], None] = _log.warning,
     ) -> None:
         """`directory` is by default the environment's TOCSIN_SECRETS_DIR; with neither, only the
-        environment is looked at."""
+        environment is looked at. `warn` is told, once each, of files that everybody can read."""
         self._environ = os.environ if environ is None else environ
         named = directory or self._environ.get("TOCSIN_SECRETS_DIR")
         self._directory = Path(named) if named else None
         self._clock = clock
         self._held: dict[str, _Held] = {}
         self._told: dict[str, SecretStr | None] = {}
+        self._warn = warn
         self._warned: set[str] = set()
         self._hidden: dict[str, list[str]] = {}
 
@@ -205,14 +207,11 @@ class Secrets:
             raise MissingSecret(name, f"in {where} is not UTF-8 text", "write binary keys in hex or base64")
         if not text:
             raise MissingSecret(name, f"is empty in {where}", "put its value there")
-        self._warn(name)
-        return SecretStr(text)
-
-    def _warn(self, name: str) -> None:
         complaint = self.exposed(SecretRef(secret=name))
         if complaint and name not in self._warned:
             self._warned.add(name)
-            _log.warning("%s", complaint)
+            self._warn(complaint)
+        return SecretStr(text)
 
 
 def _forms(value: str) -> set[str]:

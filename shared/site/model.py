@@ -77,6 +77,7 @@ def _seconds(value: Any) -> Any:
 
 
 _DURATION_SCHEMA = {
+    "title": "Length of time",
     "anyOf": [{"type": "string", "pattern": _DURATION}, {"type": "number"}],
     "examples": ["90s", "5m", "1h30m", "2d", "500ms"],
 }
@@ -89,11 +90,12 @@ Duration = Annotated[
 ]
 """Seconds. Written as 90s, 5m, 1h30m, 2d, 500ms, or a number of seconds."""
 
+_OFFSET_SCHEMA = {**_DURATION_SCHEMA, "title": "Length of time, may be negative"}
 Offset = Annotated[
     float,
     BeforeValidator(_seconds),
     Field(ge=-_LONGEST, le=_LONGEST, allow_inf_nan=False),
-    WithJsonSchema(_DURATION_SCHEMA),
+    WithJsonSchema(_OFFSET_SCHEMA),
 ]
 """Seconds, written like a Duration; may be negative (-2s)."""
 
@@ -232,11 +234,16 @@ def _by_kind(value: Any) -> Any:
 
 
 _KIND_SCHEMA: dict[str, Any] = {
-    "anyOf": [{"enum": [str(kind) for kind in Kind]}, {"type": "string", "pattern": r"^[a-z_.]*\*[a-z_.*]*$"}]
+    "title": "Kind or pattern",
+    "anyOf": [
+        {"enum": [str(kind) for kind in Kind]},
+        {"type": "string", "pattern": r"^[a-z_.]*\*[a-z_.*]*$"},
+    ],
 }
 
 
 def _one_or_more_schema(item: dict[str, Any]) -> WithJsonSchema:
+    """For `_ONE_OR_MORE`."""
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
 
 
@@ -329,9 +336,17 @@ def _minutes(value: Any) -> Any:
 _CLOCK = Annotated[
     int,
     BeforeValidator(_minutes),
-    WithJsonSchema({"type": "string", "pattern": r"^([01]?[0-9]|2[0-4]):[0-5][0-9]$", "examples": ["22:00"]}),
+    WithJsonSchema(
+        {
+            "title": "Time of day",
+            "type": "string",
+            "pattern": r"^([01]?[0-9]|2[0-4]):[0-5][0-9]$",
+            "examples": ["22:00"],
+        }
+    ),
 ]
 _DAY_SCHEMA = {
+    "title": "Day or range of days",
     "type": "string",
     "pattern": "^(mon|tue|wed|thu|fri|sat|sun)(-(mon|tue|wed|thu|fri|sat|sun))?$",
 }
@@ -371,6 +386,18 @@ class Schedule(Model):
             rest = {key: item for key, item in value.items() if key != "except"}
             return {"spans": [rest], **({"except": value["except"]} if "except" in value else {})}
         return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        schema: dict[str, Any] = handler(core)
+        own = handler.resolve_ref_schema(schema)
+        full = dict(own)
+        spans = full["properties"]["spans"]
+        one = handler.resolve_ref_schema(spans["items"])
+        short = {**one, "properties": {**one["properties"], "except": full["properties"]["except"]}}
+        own.clear()
+        own.update({"anyOf": [full, short, spans]})
+        return schema
 
     def active(self, local: datetime) -> bool:
         """Whether it holds at a local time (aware, in the site's timezone)."""
@@ -509,7 +536,7 @@ class CameraRef(Model):
         own = handler.resolve_ref_schema(schema)
         full = dict(own)
         own.clear()
-        own.update({"anyOf": [{"type": "string", "title": "Id of a camera"}, full]})
+        own.update({"title": "Camera", "anyOf": [{"type": "string", "title": "Id of a camera"}, full]})
         return schema
 
 
