@@ -908,6 +908,11 @@ def _one_of_forms(value: Any) -> Any:
 Value = Annotated[str | Table | First | Join, PlainValidator(_one_of_forms)]
 """An expression, or a mapping of one of the forms `of`, `first` and `join`."""
 
+ValueOrNull = Annotated[
+    str | Table | First | Join | None,
+    PlainValidator(lambda value: None if value is None else _one_of_forms(value)),
+]
+
 _STATE_WORDS = ("active", "normal")
 
 
@@ -1039,9 +1044,10 @@ class StateSpec(Model):
 class Common(Model):
     """What a rule may say, and what the rules inside it, or the whole profile's, inherit."""
 
-    sensor: dict[str, Value] | None = Field(
+    sensor: dict[str, ValueOrNull] | None = Field(
         default=None,
-        description="What the message says of its sensor: values for the fields that `sensors` declares.",
+        description="What the message says of its sensor: values for the fields that `sensors` declares. "
+        "Inherited field by field; null says nothing of a field, `=` that no sensor that names it is meant.",
     )
     id: Values | None = Field(
         default=None,
@@ -1555,7 +1561,9 @@ class _Action:
         self.forget = rule.forget
         self.named = rule.named
         self.repeats = rule.repeats
-        self.address = [(field_, _value(spec)) for field_, spec in (common.sensor or {}).items()]
+        self.address = [
+            (field_, _value(spec)) for field_, spec in (common.sensor or {}).items() if spec is not None
+        ]
         self.state = (
             [
                 (key, _value(spec))
@@ -1764,7 +1772,7 @@ class _Action:
             vendor_id = f"{vendor_id}/{kind}"
             if any(r.vendor_id == vendor_id for r in result.reports):
                 vendor_id = "/".join((vendor_id, *(value or "" for _, value in address)))
-        native = {name: value for name, value in address if value is not None}
+        native = {name: value for name, value in address if value}
         for name, value in self.native:
             text = as_text(value(env))
             if text is not None:

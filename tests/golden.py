@@ -31,7 +31,7 @@ from zoneinfo import ZoneInfo
 
 from shared import dialect, yamltext
 from shared.adapter import Report
-from shared.events import SensorType
+from shared.events import Kind, SensorType
 
 RECEIVED = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -57,28 +57,36 @@ def load(path: Path) -> dict[str, Any]:
     return case
 
 
-def reader(case: Mapping[str, Any], language: dialect.Dialect[Any]) -> dialect.Reader:
-    """A reader for the case's device: for rooms whose sensors have the profile's fields only."""
-    device = case.get("device") or {}
-    points = []
-    for name, sensor in (device.get("sensors") or {}).items():
-        known = {"type", "name", "cameras", "kinds", "inverted", "first"}
+def points(case: Mapping[str, Any], language: dialect.Dialect[Any]) -> list[dialect.Point]:
+    """The sensors of the case's device: what is no key of every sensor is the profile's field."""
+    known = {"type", "name", "cameras", "kinds", "inverted", "first", "reading"}
+    found = []
+    for name, sensor in ((case.get("device") or {}).get("sensors") or {}).items():
         address = {key: str(value) for key, value in sensor.items() if key not in known}
         assert not language.problems(address), language.problems(address)
-        points.append(
+        kinds = {
+            Kind(kind): Kind(other) if other else None for kind, other in sensor.get("kinds", {}).items()
+        }
+        found.append(
             dialect.Point(
                 name,
                 SensorType(sensor["type"]),
                 address,
-                kinds=sensor.get("kinds", {}),
+                kinds=kinds,
                 inverted=sensor.get("inverted", False),
                 first=sensor.get("first", False),
             )
         )
+    return found
+
+
+def reader(case: Mapping[str, Any], language: dialect.Dialect[Any]) -> dialect.Reader:
+    """A reader for the case's device."""
+    device = case.get("device") or {}
     return dialect.Reader(
         language,
         device="device",
-        points=points,
+        points=points(case, language),
         timezone=ZoneInfo(device.get("timezone", "UTC")),
         options=device.get("options"),
         unlisted=device.get("unlisted"),

@@ -1,0 +1,87 @@
+"""The golden cases of foreign MQTT: topic, payload and retained flag to reports.
+
+A message is `topic`, `payload` (text as it is, anything else as JSON; by default empty) and
+`retained`. A sensor's `reading` is as in the site file.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import pytest
+
+from services.adapters.mqtt import codec
+from shared import dialect
+from shared.dialect import Point
+from tests import golden
+
+CASES = golden.cases(Path(__file__).parent)
+
+
+class Written(golden.Remembered):
+    """A memory that is also written, as the adapter's is."""
+
+    def remember(self, key: str, value: str | None) -> None:
+        self[key] = value
+
+
+@dataclass
+class Sensor:
+    made: Point
+    reading: codec.Reading | None
+
+    def point(self, sensor_id: str) -> Point:
+        return self.made._replace(id=sensor_id)
+
+
+@dataclass
+class Device:
+    profile: str
+    timezone: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    unlisted: Literal["report", "ignore"] | None = None
+    sensors: dict[str, Any] = field(default_factory=dict)
+
+
+def decoder(case: Mapping[str, Any]) -> codec.Decoder:
+    written = case.get("device") or {}
+    sensors = {}
+    for point in golden.points(case, codec.profile(case["profile"])):
+        reading = written["sensors"][point.id].get("reading")
+        sensors[point.id] = Sensor(point, codec.Reading.model_validate(reading) if reading else None)
+    rest = {key: value for key, value in written.items() if key != "sensors"}
+    return codec.Decoder("device", Device(case["profile"], sensors=sensors, **rest), "UTC")
+
+
+def body(payload: Any) -> bytes:
+    return payload.encode() if isinstance(payload, str) else orjson.dumps(payload)
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_case(path: Path) -> None:
+    case = golden.load(path)
+    device = decoder(case)
+    written = Written()
+
+    def read(
+        message: Mapping[str, Any], received: datetime, memory: dialect.Memory
+    ) -> Iterable[dialect.Result]:
+        topic = message["topic"]
+        assert any(codec.covers(one, topic) for one in device.filters), f"{topic} is not subscribed to"
+        yield device.read(
+            topic,
+            body(message.get("payload", "")),
+            retained=message.get("retained", False),
+            received=received,
+            memory=written,
+        )
+
+    golden.check(case, read)
+
+
+@pytest.mark.parametrize("name", dialect.names("services.adapters.mqtt"))
+def test_each_profile_has_two_cases(name: str) -> None:
+    assert sum(golden.load(path)["profile"] == name for path in CASES) >= 2
