@@ -9,7 +9,7 @@ ARGS ?=
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup broker demo test lint format bench chaos fuzz images adapter lock clean
+.PHONY: help setup broker demo test lint format bench chaos fuzz images adapter schemas lock clean
 
 help:
 	@echo 'make demo               the whole gateway on simulated sensors, live   [SECONDS=20]'
@@ -20,6 +20,7 @@ help:
 	@echo 'make chaos              kill everything at random, count what arrives  [ROUNDS=20]'
 	@echo 'make fuzz               hostile bytes for every parser                 [SECONDS=60]'
 	@echo 'make adapter NAME=foo   a new room with tests to fill in'
+	@echo 'make schemas            write the generated documents anew'
 	@echo 'make images             a container image for each service'
 	@echo 'make lock               pin the dependencies anew                      [ARGS=--upgrade]'
 
@@ -60,6 +61,10 @@ images: setup
 
 adapter: setup
 	@$(BIN)/python -m scripts.new_adapter $(NAME)
+	@$(BIN)/python -m services.schemas
+
+schemas: setup
+	@$(BIN)/python -m services.schemas
 
 lock:
 	@scripts/lock $(ARGS)

@@ -1,0 +1,105 @@
+"""Makes a room for a new protocol: `make adapter NAME=osdp`.
+
+It lays out services/adapters/osdp and tests/adapters/osdp from scripts/templates, and enters the
+adapter where it must be listed: an extra in pyproject.toml, a service in compose.yaml, an object in
+k8s/base. The room runs at once, but for its codec: its tests say what there is to fill in.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_SUFFIX = ".tmpl"
+
+
+class Refused(Exception):
+    """It cannot be made; the text says why."""
+
+
+def make(name: str, root: Path = ROOT) -> list[Path]:
+    """Makes the room and returns the files written. Raises `Refused`, and then nothing was written."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        raise Refused(
+            f"a room's name is small letters, digits and single dashes, not {name!r}: make adapter NAME=osdp"
+        )
+    module = name.replace("-", "_")
+    room, tests = root / "services" / "adapters" / module, root / "tests" / "adapters" / module
+    for folder in (room, tests):
+        if folder.exists():
+            raise Refused(f"{folder} is there already")
+    written = _files(name, module, room, tests)
+    written |= _lists(name, root)
+    for path, text in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return list(written)
+
+
+def _files(name: str, module: str, room: Path, tests: Path) -> dict[Path, str]:
+    templates = ROOT / "scripts" / "templates" / "adapter"
+    words = {"@NAME@": name, "@MODULE@": module}
+    words["@EXAMPLE@"] = _fill((templates / "room" / f"example.yaml{_SUFFIX}").read_text(), words)
+    return {
+        target / path.relative_to(templates / source).with_suffix(""): _fill(path.read_text(), words)
+        for source, target in (("room", room), ("tests", tests))
+        for path in sorted((templates / source).rglob(f"*{_SUFFIX}"))
+    }
+
+
+def _lists(name: str, root: Path) -> dict[Path, str]:
+    service = f"adapter-{name}"
+    pyproject, compose = root / "pyproject.toml", root / "compose.yaml"
+    base = root / "k8s" / "base"
+    kustomization = base / "kustomization.yaml"
+    templates = ROOT / "scripts" / "templates"
+    words = {"@NAME@": name}
+    return {
+        pyproject: _insert(
+            pyproject, r"(?m)^\[project\.optional-dependencies\]\n(?:.+\n)*", f"{name} = []\n"
+        ),
+        compose: _insert(compose, r"(?m)^volumes:\n(?:  .+\n)*", f"  {service}: {{}}\n").replace(
+            "\nvolumes:\n",
+            "\n" + _fill((templates / f"compose.yaml{_SUFFIX}").read_text(), words) + "\nvolumes:\n",
+        ),
+        kustomization: _insert(kustomization, r"(?m)^(?:  - adapter-.+\n)+", f"  - {service}.yaml\n"),
+        base / f"{service}.yaml": _fill((templates / f"k8s.yaml{_SUFFIX}").read_text(), words),
+    }
+
+
+def _insert(path: Path, after: str, line: str) -> str:
+    """The file's text with `line` put after what the pattern `after` finds."""
+    text = path.read_text()
+    found = re.search(after, text)
+    if not found:
+        raise Refused(f"{path} is not laid out as expected: {after} is not in it")
+    return text[: found.end()] + line + text[found.end() :]
+
+
+def _fill(text: str, words: dict[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        if len(arguments) != 1 or not arguments[0]:
+            raise Refused("say its name: make adapter NAME=osdp")
+        written = make(arguments[0])
+    except Refused as error:
+        print(error, file=sys.stderr)
+        return 2
+    for path in written:
+        print(path.relative_to(ROOT))
+    module = arguments[0].replace("-", "_")
+    print(
+        f"\nNow fill it in, starting with codec.py and a golden case: make test ARGS=tests/adapters/{module}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
