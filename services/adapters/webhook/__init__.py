@@ -1,0 +1,1 @@
+"""Receives events that vendors' clouds and panels push over HTTP."""
