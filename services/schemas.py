@@ -378,7 +378,8 @@ def _words(schema: Schema) -> str:  # one case after another
         return f"list of {_words(items)}"
     if kind == "object":
         inner = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
-        names = str(schema.get("propertyNames", {}).get("title", "id")).lower()
+        names = schema.get("propertyNames", {})
+        names = "kind" if "$ref" in names else str(names.get("title", "id")).lower()
         if "properties" in schema:
             return "mapping: adapter to its settings, below"
         if isinstance(inner, dict) and "allOf" in inner:
