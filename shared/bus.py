@@ -376,6 +376,8 @@ class Bus:
         self._closing = False
         self.dropped = 0
         """Messages asked to be kept that found no room."""
+        self.on_trouble: Callable[[str], None] = lambda text: None
+        """Told why there is no connection, each time the reason changes."""
 
     @property
     def connected(self) -> bool:
@@ -492,7 +494,7 @@ class Bus:
                         [mqtt5.TopicFilter(s.pattern, max_qos=_AT_LEAST_ONCE) for s in self._subscriptions]
                     )
                 for subscription, code in zip(self._subscriptions, codes, strict=True):
-                    if code >= mqtt5.SubAckReasonCode.UNSPECIFIED_ERROR:
+                    if code.value >= 0x80:
                         log.error(
                             "the broker refuses the subscription; look at its ACL",
                             extra={"topic": subscription.pattern, "answer": _words(code.name)},
@@ -524,6 +526,7 @@ class Bus:
                 "no connection to the broker; trying again",
                 extra={"broker": _without_login(self._endpoint.url), "reason": problem},
             )
+            self.on_trouble(f"no connection to {_without_login(self._endpoint.url)}: {problem}")
 
     def _dispatch(self, message: Message) -> None:
         routes = self._routes.get(message.topic)

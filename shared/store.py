@@ -1,9 +1,12 @@
 """A service's own store: SQLite with group commit.
 
 What `submit` returned for is on disk (WAL, `synchronous=FULL`: one fsync for each commit) and survives
-a SIGKILL or a power cut. All that is submitted while a commit is being written goes into the next
-one, so that a burst pays one fsync for many. One thread writes; the event loop never waits for the
-disk.
+a SIGKILL or a power cut. All that is submitted in one turn of the event loop, or while a commit is
+being written, goes into one commit, so that a burst pays one fsync for many.
+
+On a disk whose commits are quick the event loop itself commits: handing a commit to a thread and back
+costs several times as much as the commit (see `make bench`, commit). When the disk is slow, a thread
+commits, and the loop goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,10 +26,15 @@ log = logging.getLogger("tocsin.store")
 R = TypeVar("R")
 
 Work = Callable[[sqlite3.Connection, Sequence[Any]], Sequence[Any] | None]
-"""Done in the writing thread, inside the transaction: all items that were submitted with it one
+"""Done inside the transaction of a commit: all items that were submitted with it one
 after another. Returns a result for each item, or None. What it raises undoes the whole commit."""
 
+_Batch = list[tuple[Work, Any, asyncio.Future[Any] | None]]
+
 _LAZY = 0.05
+_SLOW = 0.01
+"""Seconds for a commit, as a rule, above which a thread commits."""
+_LOG_BYTES = 8 * 1024 * 1024
 _CHECKPOINT_ITEMS = 4000
 _TRUNCATE_BYTES = 256 * 1024 * 1024
 
@@ -52,6 +60,8 @@ class Store:
         self._unchecked = 0
         self._queue: list[tuple[Work, Any, asyncio.Future[Any] | None]] = []
         self._committing = False
+        self._slow = False
+        self._usual = 0.0
         self._lazy_timer: asyncio.TimerHandle | None = None
         self._connection: sqlite3.Connection | None = None
         self._idle: asyncio.Event | None = None
@@ -62,9 +72,6 @@ class Store:
 
     async def open(self) -> None:
         """Open or create. Raises `StoreNewer`, or sqlite3.Error if it can't be used."""
-        # The writing thread must get the interpreter back soon after its fsync: the default of 5 ms
-        # would be most of an event's way through the gateway.
-        sys.setswitchinterval(0.0005)
         self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -76,6 +83,7 @@ class Store:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("PRAGMA secure_delete=OFF")
         connection.execute("PRAGMA cache_size=-4000")
         connection.execute("PRAGMA busy_timeout=5000")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -88,7 +96,20 @@ class Store:
         for number in range(version, len(self._schema)):
             connection.executescript(f"BEGIN;{self._schema[number]};PRAGMA user_version={number + 1};COMMIT;")
         self._connection = connection
+        self._grow_log()
         self._measure()
+
+    def _grow_log(self) -> None:
+        """Give the log its size now: an fsync of a file that grows takes half as long again."""
+        connection = self._connection
+        assert connection is not None
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("CREATE TABLE grown(x BLOB)")
+            connection.execute("INSERT INTO grown VALUES (zeroblob(?))", (_LOG_BYTES,))
+            connection.execute("DROP TABLE grown")
+            connection.execute("PRAGMA wal_checkpoint(RESTART)")
+        connection.execute("PRAGMA synchronous=FULL")
 
     async def close(self) -> None:
         """Commit what was submitted and close."""
@@ -140,9 +161,19 @@ class Store:
         assert self._idle is not None
         self._idle.clear()
         batch, self._queue = self._queue, []
-        self._writer.submit(self._commit, batch)
+        if self._slow:
+            self._writer.submit(self._commit_aside, batch)
+        else:
+            self._committed(batch, *self._commit(batch))
 
-    def _commit(self, batch: list[tuple[Work, Any, asyncio.Future[Any] | None]]) -> None:
+    def _commit_aside(self, batch: _Batch) -> None:
+        outcome = self._commit(batch)
+        # A closed loop means that the service is gone already.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(lambda: self._committed(batch, *outcome))
+
+    def _commit(self, batch: _Batch) -> tuple[list[Any], BaseException | None, bool]:
+        began = time.monotonic()
         results: list[Any] = []
         error: BaseException | None = None
         connection = self._connection
@@ -166,9 +197,10 @@ class Store:
             if isinstance(failure, sqlite3.OperationalError) and "full" in str(failure):
                 error = StoreFull(f"the disk of {self.path} is full")
         full = self._measure() or isinstance(error, StoreFull)
-        # A closed loop means that the service is gone already.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._committed, batch, results, error, full)
+        took = time.monotonic() - began
+        self._usual += (took - self._usual) / 16
+        self._slow = took > _SLOW * 5 or self._usual > _SLOW
+        return results, error, full
 
     def _measure(self) -> bool:
         connection = self._connection
@@ -182,7 +214,7 @@ class Store:
 
     def _committed(
         self,
-        batch: list[tuple[Work, Any, asyncio.Future[Any] | None]],
+        batch: _Batch,
         results: list[Any],
         error: BaseException | None,
         full: bool,

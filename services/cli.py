@@ -1,0 +1,181 @@
+"""The command `tocsin`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+
+from shared.service import Settings, tocsin_version
+
+_ABOUT = """\
+Tocsin ties physical-security sensors to the cameras that see them: what a sensor reports becomes a
+custom event, with all that it said, on each camera that sees it.
+
+  tocsin demo                     see it work: simulated sensors, a broker, every service, a VMS
+  tocsin check site.yaml          is the site file right? what is missing?
+  tocsin run correlator           run one service (each is a process of its own)
+  tocsin watch                    follow events from sensor to camera, live
+  tocsin dead-letters list        what a target has refused, and why
+  tocsin simulate dc09 …          speak as a device, to try a site
+"""
+
+
+def _settings(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
+    group = parser.add_argument_group(
+        "settings", "each can also be given as TOCSIN_<NAME> in the environment"
+    )
+    for each in fields(Settings):
+        if names is None or each.name in names:
+            default = f" (default: {each.default})" if each.default else ""
+            group.add_argument(
+                "--" + each.name.replace("_", "-"), metavar="X", help=each.metadata["help"] + default
+            )
+
+
+_ON_THE_BUS = (
+    "site",
+    "mqtt_url",
+    "mqtt_ca",
+    "mqtt_cert",
+    "mqtt_key",
+    "mqtt_username",
+    "mqtt_password",
+    "secrets_dir",
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "tocsin", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"tocsin {tocsin_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    run = commands.add_parser(
+        "run",
+        help="run one service",
+        description="Run one service until it is told to stop (SIGTERM, SIGINT).",
+        epilog="Services: adapter-<protocol> (adapter-dc09, adapter-webhook, adapter-mqtt, …), correlator, "
+        "vms-publisher, camio-publisher. All that talk to each other need the same site file and broker.",
+    )
+    run.add_argument("service", metavar="SERVICE", help="its name")
+    _settings(run)
+
+    check = commands.add_parser(
+        "check",
+        help="check a site file",
+        description="Check a site file as every service would: mistakes with file, line and remedy, missing "
+        "secrets, what each camera's token opens. With --online also tries every address, token and clock.",
+        epilog="Exit code 0 if all is well, 1 if something is wrong, 2 if the file could not be read.",
+    )
+    check.add_argument("file", metavar="SITE", help="the site file")
+    check.add_argument("--online", action="store_true", help="try devices, tokens, Camio and clocks")
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
+    check.add_argument("--secrets-dir", metavar="X", help="folder of secret files")
+
+    watch = commands.add_parser(
+        "watch",
+        help="follow events live",
+        description="Follow every event from its sensor to its cameras and targets, by the public topics only.",
+    )
+    watch.add_argument("--json", action="store_true", help="print the messages as they are, one a line")
+    _settings(watch, _ON_THE_BUS)
+
+    dead = commands.add_parser(
+        "dead-letters",
+        help="list and replay what a target refused",
+        description="What a target has refused for good is kept by its publisher. List it, put right what "
+        "was wrong, and replay it. The publisher must be running.",
+    )
+    verbs = dead.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, about in (("list", "list dead letters"), ("replay", "deliver dead letters again")):
+        sub = verbs.add_parser(verb, help=about)
+        sub.add_argument("--target", default="vms", help="vms (the default) or camio")
+        if verb == "list":
+            sub.add_argument("--json", action="store_true", help="print them as JSON")
+        else:
+            sub.add_argument("seqs", nargs="*", type=int, metavar="SEQ", help="numbers, as `list` shows them")
+            sub.add_argument("--all", action="store_true", help="all of them")
+        _settings(sub, _ON_THE_BUS)
+
+    simulate = commands.add_parser(
+        "simulate",
+        help="speak as a device of the site file",
+        description="Speak a device's own protocol to its adapter, as the device would, to try a site.",
+        epilog="Example: tocsin simulate panel kitchen-smoke smoke.detected --site site.yaml "
+        "--to 127.0.0.1:12000",
+    )
+    simulate.add_argument("device", help="id of the device in the site file")
+    simulate.add_argument("sensor", help="id of its sensor")
+    simulate.add_argument("kind", help="kind of event, such as smoke.detected")
+    simulate.add_argument(
+        "--to",
+        required=True,
+        metavar="ADDRESS",
+        help="of the adapter (HOST:PORT, http://…) or broker (mqtt://…)",
+    )
+    simulate.add_argument("--every", type=float, metavar="SECONDS", help="again and again")
+    simulate.add_argument("--count", type=int, default=1, help="how often (default: 1)")
+    _settings(simulate, ("site", "secrets_dir"))
+
+    demo = commands.add_parser(
+        "demo",
+        help="see everything work, on simulators",
+        description="Start a broker, every service as a process of its own, simulated sensors of all types "
+        "that speak their real protocols, and simulators of the VMS and of Camio; show each event on its way.",
+    )
+    demo.add_argument("--seconds", type=float, metavar="N", help="end after N seconds, with a summary")
+    demo.add_argument("--keep", metavar="FOLDER", help="keep logs, stores and the site file there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return _dispatch(args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _dispatch(args: argparse.Namespace) -> int:
+    options = vars(args)
+    match args.command:
+        case "run":
+            from services import run  # noqa: PLC0415
+
+            try:
+                return run.main(args.service, options)
+            except run.UnknownService as error:
+                print(error, file=sys.stderr)
+                return 2
+        case "check":
+            from services import check  # noqa: PLC0415
+
+            return check.main(args.file, online=args.online, as_json=args.json, secrets_dir=args.secrets_dir)
+        case "watch":
+            from services import watch  # noqa: PLC0415
+
+            return asyncio.run(watch.main(Settings.of(options), as_json=args.json))
+        case "dead-letters":
+            from services import dead_letters  # noqa: PLC0415
+
+            return asyncio.run(dead_letters.main(Settings.of(options), args))
+        case "simulate":
+            from services import simulate  # noqa: PLC0415
+
+            return asyncio.run(simulate.main(Settings.of(options), args))
+        case "demo":
+            from services import demo  # noqa: PLC0415
+
+            return demo.main(seconds=args.seconds, keep=args.keep)
+    raise AssertionError(args.command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

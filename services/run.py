@@ -1,0 +1,70 @@
+"""Runs one service by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from shared.service import Part, Runtime, Settings, run
+from shared.site import Room, VmsTarget
+
+if TYPE_CHECKING:
+    from shared.delivery import Target
+
+_MAKERS = ("correlator", "vms-publisher", "camio-publisher")
+
+
+class UnknownService(ValueError):
+    """There is no such service; the text names those that there are."""
+
+
+def service_names() -> list[str]:
+    """All services that can be run, adapters by what is installed."""
+    from services import rooms  # noqa: PLC0415
+
+    return [*(f"adapter-{name}" for name in rooms.names()), *_MAKERS]
+
+
+def _find(name: str) -> tuple[Callable[[Runtime], Part], Mapping[str, Room]]:
+    # Imported here: a service's image holds only what that service needs.
+    match name:
+        case "correlator":
+            from services.correlator.service import Correlator  # noqa: PLC0415
+
+            return Correlator, {}
+        case "vms-publisher":
+            from services.vms_publisher.target import Vms  # noqa: PLC0415
+
+            return _publisher(Vms, lambda runtime: (runtime.site.targets.vms or VmsTarget()).lanes), {}
+        case "camio-publisher":
+            from services.camio_publisher.target import Camio  # noqa: PLC0415
+
+            return _publisher(Camio, lambda _: 8), {}
+    if name.startswith("adapter-"):
+        from services import rooms  # noqa: PLC0415
+        from shared.host import AdapterHost  # noqa: PLC0415
+
+        protocol = name.removeprefix("adapter-")
+        try:
+            room = rooms.room(protocol)
+            adapter = room.load_adapter()
+        except rooms.RoomError as error:
+            raise UnknownService(str(error)) from error
+        return lambda runtime: AdapterHost(runtime, protocol, adapter), {protocol: room}
+    raise UnknownService(f"there is no service {name!r}; there are: {', '.join(service_names())}")
+
+
+def _publisher(
+    target: Callable[[Runtime], Target], at_once: Callable[[Runtime], int]
+) -> Callable[[Runtime], Part]:
+    from shared.delivery import Publisher  # noqa: PLC0415
+
+    return lambda runtime: Publisher(runtime, target(runtime), at_once=at_once(runtime))
+
+
+def main(name: str, options: Mapping[str, str | None]) -> int:
+    """Run the service until SIGTERM or SIGINT. Raises `UnknownService`."""
+    import uvloop  # noqa: PLC0415
+
+    make, rooms = _find(name)
+    return uvloop.run(run(name, Settings.of(options), make, rooms))

@@ -1,0 +1,160 @@
+"""`tocsin watch`: every event on its way from sensor to camera, by the public topics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from shared.bus import Bus, Message
+from shared.events import Delivery, Event, Outcome, Severity, Sighting
+from shared.secrets import Secrets
+from shared.service import Settings
+from shared.site import SiteError, load
+from shared.topics import Topics
+
+_COLOURS = {
+    Severity.LIFE_SAFETY: "1;31",
+    Severity.SECURITY: "33",
+    Severity.OPERATIONAL: "36",
+    Severity.INFO: "32",
+}
+_MOST_OPEN = 1000
+
+
+class Console:
+    """Lines for people. Colours only on a terminal that wants them."""
+
+    def __init__(self, write: Callable[[str], object], *, colour: bool) -> None:
+        self._write = write
+        self._colour = colour
+
+    def line(self, text: str = "") -> None:
+        self._write(text + "\n")
+
+    def paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+    @classmethod
+    def of_stdout(cls) -> Console:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+        def write(text: str) -> None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+        return cls(write, colour=colour)
+
+
+class Story:
+    """Follows events and tells each: a line when it is seen, one when all its deliveries are known."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._open: dict[str, tuple[Event, set[str], list[str]]] = {}
+
+    def event(self, event: Event) -> None:
+        data = event.data
+        kind = self._console.paint(f"{data.kind:<27}", _COLOURS[data.severity])
+        flags = "".join(
+            [
+                " (old news)" if data.replayed else "",
+                f" x{data.count}" if data.count > 1 else "",
+                " (gateway's time)" if data.time_source == "gateway" else "",
+            ]
+        )
+        who = f" by {data.actor.name or data.actor.id}" if data.actor else ""
+        self._console.line(f"{_clock(event.time)} {kind} {data.sensor.name}{who}{flags}")
+
+    def sighting(self, sighting: Sighting) -> None:
+        event = sighting.data.event
+        expected = {f"vms:{seen.id}" for seen in sighting.data.cameras if "vms" in sighting.data.targets}
+        expected |= {target for target in sighting.data.targets if target != "vms"}
+        if event.id not in self._open:
+            self._open[event.id] = (event, expected, [])
+        while len(self._open) > _MOST_OPEN:
+            del self._open[next(iter(self._open))]
+
+    def delivery(self, delivery: Delivery) -> None:
+        data = delivery.data
+        place = f"{data.target}:{data.camera}" if data.camera else data.target
+        if data.outcome is Outcome.DELIVERED:
+            said = f"{place} {data.seconds * 1000:.0f} ms"
+        else:
+            said = self._console.paint(f"{place} REFUSED ({data.reason})", "1;31")
+        found = self._open.get(data.event)
+        if found is None:
+            return
+        event, expected, told = found
+        if place in expected:
+            expected.discard(place)
+            told.append(said)
+        if not expected:
+            del self._open[data.event]
+            arrow = self._console.paint("→", "2")
+            self._console.line(f"{'':13}{arrow} {event.data.sensor.id}: {', '.join(sorted(told))}")
+
+
+def _clock(at: datetime) -> str:
+    return at.astimezone().strftime("%H:%M:%S.%f")[:-3]
+
+
+def subscribe(bus: Bus, topics: Topics, story: Story, *, broken: Callable[[str], None]) -> None:
+    """Have `story` told what the public topics say."""
+
+    def on_event(message: Message) -> None:
+        story.event(Event.model_validate_json(message.payload))
+
+    def on_sighting(message: Message) -> None:
+        story.sighting(Sighting.model_validate_json(message.payload))
+
+    def on_delivery(message: Message) -> None:
+        story.delivery(Delivery.model_validate_json(message.payload))
+
+    def guarded(handler: Callable[[Message], None]) -> Callable[[Message], None]:
+        def handle(message: Message) -> None:
+            try:
+                handler(message)
+            except ValidationError as error:
+                broken(f"{message.topic}: {error.error_count()} mistakes in a message")
+
+        return handle
+
+    bus.subscribe(topics.event("+", "+"), guarded(on_event))
+    bus.subscribe(topics.sighting("+", "+"), guarded(on_sighting))
+    bus.subscribe(topics.delivery("+", "+"), guarded(on_delivery))
+
+
+def site_topics(settings: Settings) -> Topics:
+    """Topics of the site of the site file; of every site at the broker where there is no file."""
+    path = Path(settings.site or "")
+    with contextlib.suppress(SiteError):
+        return Topics(load(path).site)
+    return Topics("+")
+
+
+async def main(settings: Settings, *, as_json: bool) -> int:
+    """Watch until interrupted."""
+    bus = Bus(settings.endpoint(Secrets(settings.secrets_dir)), f"tocsin-watch-{os.getpid()}")
+    topics = site_topics(settings)
+    console = Console.of_stdout()
+    if as_json:
+
+        def show(message: Message) -> None:
+            console.line(message.payload.decode(errors="replace"))
+
+        for pattern in (topics.event("+", "+"), topics.sighting("+", "+"), topics.delivery("+", "+")):
+            bus.subscribe(pattern, show)
+    else:
+        subscribe(bus, topics, Story(console), broken=lambda text: print(text, file=sys.stderr))
+        bus.on_joined(lambda: print(f"watching {settings.mqtt_url}; Ctrl-C ends", file=sys.stderr))
+    bus.on_trouble = lambda text: print(text, file=sys.stderr)
+    with contextlib.suppress(asyncio.CancelledError):
+        await bus.run()
+    return 0
