@@ -110,7 +110,7 @@ def site_schema() -> Schema:
     adapters["properties"] = {name: ref(room.Settings) for name, room in found.items()}
     adapters["additionalProperties"] = False
     for model in (site, *definitions.values()):
-        _as_written(model)
+        _as_written(model, definitions)
     renamed = {key: _name(key) for key in definitions}
     text = json.dumps({**site, "$defs": definitions})
     text = re.sub(rf'"{re.escape(_REF)}([^"]+)"', lambda match: f'"{_REF}{renamed[match[1]]}"', text)
@@ -135,9 +135,9 @@ def _name(key: str) -> str:
     )
 
 
-def _as_written(schema: Schema) -> None:
-    """Fields as one would write them: no null where it only means that a key is left out, and
-    defaults in the words of the file."""
+def _as_written(schema: Schema, definitions: dict[str, Schema]) -> None:
+    """Fields as one would write them: no null where it only means that a key is left out, defaults
+    in the words of the file, and a description even where it is that of the model."""
     for field in _full(schema).get("properties", {}).values():
         if "patternProperties" in field:
             field["additionalProperties"] = False
@@ -148,7 +148,10 @@ def _as_written(schema: Schema) -> None:
             if len(either) == 1:
                 del field["anyOf"]
                 field.update({**either[0], **field})
-        elif isinstance(default, dict):
+        if "$ref" in field and "description" not in field:
+            model = _full(definitions[field["$ref"].removeprefix(_REF)])
+            field["description"] = model.get("description", "")
+        if isinstance(default, dict):
             field["default"] = {key: value for key, value in default.items() if value not in (None, [], {})}
         elif str(field.get("title", "")).startswith("Length of time"):
             field["default"] = _duration(default)
