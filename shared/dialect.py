@@ -1066,7 +1066,8 @@ class Common(Model):
     )
     details: Values | None = Field(
         default=None,
-        description="Parts of the message to pass on; by default all of it, or inside `each` the item.",
+        description="Parts of the message to pass on, of several each under its name; by default all of it, "
+        "or inside `each` the item.",
     )
     replayed: When | None = Field(
         default=None, description="Holds for old news: a backlog that is sent late."
@@ -1139,6 +1140,9 @@ class AddressField(Model):
     about: str = Field(description="What to write there, and where to find it.")
     required: bool = Field(default=False, description="Whether every sensor must have it.")
     ignore_case: bool = Field(default=False, description="For hardware addresses and the like.")
+    own_id: bool = Field(
+        default=False, description="A sensor that does not say has its id in the site file here."
+    )
 
 
 class Option(Model):
@@ -1333,9 +1337,11 @@ class _Sensors:
 
     def __init__(self, points: Iterable[Point], fields: Mapping[str, AddressField]) -> None:
         self._folded = frozenset(name for name, about in fields.items() if about.ignore_case)
+        own_id = [name for name, about in fields.items() if about.own_id]
         self._shapes: dict[frozenset[str], list[tuple[int, Point, dict[str, str]]]] = {}
         for place, point in enumerate(points):
-            address = {name: self._fold(name, value) for name, value in point.address.items()}
+            said = {**dict.fromkeys(own_id, point.id), **point.address}
+            address = {name: self._fold(name, value) for name, value in said.items()}
             self._shapes.setdefault(frozenset(address), []).append((place, point, address))
         self._tables: dict[tuple[frozenset[str], tuple[str, ...]], dict[Any, list[tuple[int, Point]]]] = {}
         self._found: dict[tuple[tuple[str, str | None], ...], Found] = {}
@@ -1587,7 +1593,7 @@ class _Action:
         )
         self.labels = [_value(one) for one in common.labels or ()]
         self.native = [(key, _value(spec)) for key, spec in (common.native or {}).items()]
-        self.details = [_value(one) for one in common.details] if common.details else None
+        self.details = _parts(common.details) if common.details else None
         self.replayed = _condition(common.replayed) if common.replayed else None
 
     def apply(self, env: _Env, run: _Run) -> bool:
@@ -1825,8 +1831,8 @@ class _Action:
     def _details(self, env: _Env, run: _Run) -> dict[str, str]:
         details: dict[str, str] = {}
         if self.details is not None:
-            for value in self.details:
-                flatten(value(env), details)
+            for name, value in self.details:
+                flatten(value(env), details, name)
             return details
         tree = env.body if env.key is None else env.item
         known = run.details.get(id(tree))
@@ -1843,6 +1849,18 @@ _STATE_EDGES: tuple[tuple[str, str, str], ...] = (
     ("tamper", Kind.DEVICE_TAMPER.value, Kind.DEVICE_TAMPER_CLEARED.value),
     ("battery_low", Kind.DEVICE_BATTERY_LOW.value, Kind.DEVICE_BATTERY_OK.value),
 )
+
+
+def _parts(values: Sequence[Any]) -> list[tuple[str, Getter]]:
+    """Parts of a message, with the names that they go under."""
+    parts = []
+    for value in values:
+        name = ""
+        if len(values) > 1 and isinstance(value, str) and value[0] != "=":
+            last = _steps(_pieces(value)[0].removeprefix("$"))[-1]
+            name = last if isinstance(last, str) else ""
+        parts.append((name, _value(value)))
+    return parts
 
 
 def _percent(raw: Any) -> float | None:

@@ -73,11 +73,9 @@ class _Compiled:
     wanted: bool = True
 
 
-def _compile_pattern(
-    name: str, pattern: str, options: Mapping[str, str], body: Format | None, wanted: bool
-) -> _Compiled:
+def _compile_pattern(name: str, topic: Topic, options: Mapping[str, str]) -> _Compiled:
     filters, levels = [], []
-    for level in pattern.split("/"):
+    for level in topic.pattern.split("/"):
         found = _PART.fullmatch(level)
         if found is None:
             filters.append(level)
@@ -96,7 +94,8 @@ def _compile_pattern(
             levels.append(f"(?P<{found[1]}>[^/]+)")
     if "#" in filters:
         filters = filters[: filters.index("#") + 1]
-    return _Compiled(name, "/".join(filters), re.compile("/".join(levels), re.DOTALL), body, wanted)
+    regex = re.compile("/".join(levels), re.DOTALL)
+    return _Compiled(name, "/".join(filters), regex, topic.body, not topic.ignore)
 
 
 def _compile_filter(name: str, text: str, body: Format | None) -> _Compiled:
@@ -139,6 +138,7 @@ class Topic(Model):
     body: Format | None = Field(
         default=None, description="Format of the bodies; by default as the profile says."
     )
+    ignore: bool = Field(default=False, description="Such messages say nothing of sensors.")
 
 
 TopicSpec = Annotated[
@@ -154,17 +154,16 @@ class Profile(dialect.Profile):
         description="The topics to follow, by a name of one's own. The first pattern that matches is the "
         "message's; its name is `$topic.is`, the whole topic `$topic.name`.",
     )
-    ignore: tuple[Pattern, ...] = Field(
-        default=(), description="Topics that these patterns match but that say nothing of sensors."
-    )
 
     @model_validator(mode="after")
     def _names(self) -> Profile:
         taken = {"is", "name"}
-        for topic in (*(topic.pattern for topic in self.topics.values()), *self.ignore):
-            names = [name for name, _ in _PART.findall(topic)]
+        for topic in self.topics.values():
+            names = [name for name, _ in _PART.findall(topic.pattern)]
             if len(set(names)) < len(names) or taken & set(names):
-                raise mistake(f'"{topic[:80]}" uses a name twice, or one of is, name', "choose another name")
+                raise mistake(
+                    f'"{topic.pattern[:80]}" uses a name twice, or one of is, name', "choose another name"
+                )
         return self
 
 
@@ -314,10 +313,7 @@ class Decoder:
         options = {name: option.default for name, option in language.profile.options.items()}
         options.update(device.options)
         self._patterns = [
-            _compile_pattern("", pattern, options, None, False) for pattern in language.profile.ignore
-        ] + [
-            _compile_pattern(name, topic.pattern, options, topic.body, True)
-            for name, topic in language.profile.topics.items()
+            _compile_pattern(name, topic, options) for name, topic in language.profile.topics.items()
         ]
         self.filters = minimal(
             compiled.filter for compiled in (*self._readings, *self._patterns) if compiled.wanted

@@ -1,21 +1,20 @@
 """The golden cases of foreign MQTT: topic, payload and retained flag to reports.
 
 A message is `topic`, `payload` (text as it is, anything else as JSON; by default empty) and
-`retained`. A sensor's `reading` is as in the site file.
+`retained`. The device is as in the site file.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 import pytest
 
 from services.adapters.mqtt import codec
+from services.adapters.mqtt.config import Device
 from shared import dialect
-from shared.dialect import Point
 from tests import golden
 
 CASES = golden.cases(Path(__file__).parent)
@@ -28,32 +27,14 @@ class Written(golden.Remembered):
         self[key] = value
 
 
-@dataclass
-class Sensor:
-    made: Point
-    reading: codec.Reading | None
-
-    def point(self, sensor_id: str) -> Point:
-        return self.made._replace(id=sensor_id)
-
-
-@dataclass
-class Device:
-    profile: str
-    timezone: str | None = None
-    options: dict[str, str] = field(default_factory=dict)
-    unlisted: Literal["report", "ignore"] | None = None
-    sensors: dict[str, Any] = field(default_factory=dict)
-
-
 def decoder(case: Mapping[str, Any]) -> codec.Decoder:
-    written = case.get("device") or {}
-    sensors = {}
-    for point in golden.points(case, codec.profile(case["profile"])):
-        reading = written["sensors"][point.id].get("reading")
-        sensors[point.id] = Sensor(point, codec.Reading.model_validate(reading) if reading else None)
-    rest = {key: value for key, value in written.items() if key != "sensors"}
-    return codec.Decoder("device", Device(case["profile"], sensors=sensors, **rest), "UTC")
+    said = {
+        "adapter": "mqtt",
+        "profile": case["profile"],
+        "broker": "mqtt://broker",
+        **(case.get("device") or {}),
+    }
+    return codec.Decoder("device", Device.model_validate(said), "UTC")
 
 
 def body(payload: Any) -> bytes:
