@@ -532,7 +532,7 @@ def _sia_event(own: dict[str, str], modifiers: dict[str, str], old: bool) -> Pan
         number=int(digits) if digits else None,
         area=int(area) if area else None,
         user=user or None,
-        user_name=own.get("text") if about is About.USER else modifiers.get("user_name"),
+        user_name=(own.get("text") if about is About.USER else None) or modifiers.get("user_name"),
         native=native,
         details=details,
     )

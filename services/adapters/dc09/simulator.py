@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from types import TracebackType
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import SecretStr
 
@@ -257,8 +257,7 @@ class _Udp(_Link, asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: object) -> None:
         self._answers.put_nowait(data)
