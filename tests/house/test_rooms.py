@@ -37,6 +37,13 @@ def lack(missing: list[str], what: str) -> None:
         pytest.fail(f"{what}: {'; '.join(missing)}", pytrace=False)
 
 
+def read(room: Service, name: str) -> str:
+    path = room.folder / name
+    if not path.is_file():
+        pytest.fail(f"{path} is missing", pytrace=False)
+    return path.read_text()
+
+
 @each_room
 def test_files(room: Service) -> None:
     lack([name for name in FILES if not (room.folder / name).is_file()], f"{room.folder} lacks files")
@@ -59,7 +66,7 @@ def test_classes(room: Service) -> None:
 
 @each_room
 def test_readme(room: Service) -> None:
-    text = (room.folder / "README.md").read_text()
+    text = read(room, "README.md")
     headings = [heading.lower() for heading in re.findall(r"(?m)^#+ (.+)$", text)]
     lack(
         [section for section in SECTIONS if not any(section in heading for heading in headings)],
@@ -71,12 +78,13 @@ def test_readme(room: Service) -> None:
 
 @each_room
 def test_example_is_in_the_readme_as_it_is(room: Service) -> None:
-    blocks = re.findall(r"(?ms)^```yaml\n(.*?)^```$", (room.folder / "README.md").read_text())
-    assert (room.folder / "example.yaml").read_text() in blocks
+    blocks = re.findall(r"(?ms)^```yaml\n(.*?)^```$", read(room, "README.md"))
+    assert read(room, "example.yaml") in blocks, "the README shows example.yaml in a yaml block, as it is"
 
 
 @each_room
 def test_example_is_valid(room: Service) -> None:
+    read(room, "example.yaml")
     site = load(room.folder / "example.yaml", rooms.rooms(), adapters=rooms.names())
     assert isinstance(site, Site)
     devices = site.devices_of(room.extra)
