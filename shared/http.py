@@ -89,9 +89,11 @@ class Http:
                 data = await response.aread()
             finally:
                 await response.aclose()
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise Retry(f"no connection: {_said(error)}") from error
         except (httpx.TransportError, httpx.StreamError, aiohttp.ClientError, OSError) as error:
+            # The transport calls it a ConnectTimeout too when a server hangs up on a request that was
+            # sent, so that only aiohttp's own error tells.
+            if isinstance(error.__cause__, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+                raise Retry(f"no connection: {_said(error)}") from error
             if safe:
                 raise Retry(f"no answer: {_said(error)}") from error
             raise Uncertain(f"no answer: {_said(error)}") from error

@@ -1,0 +1,144 @@
+"""What became of a request, as the publishers are told it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from shared.delivery import NotAllowed, Refused, Retry, Uncertain
+from shared.http import Http, Rejected, retry_after
+
+Act = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def server(act: Act) -> AsyncIterator[str]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            await act(reader, writer)
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[Http]:
+    made = Http(timeout=0.3, connect_timeout=0.3)
+    yield made
+    await made.close()
+
+
+def answers(head: str, body: bytes = b"") -> Act:
+    async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        await writer.drain()
+
+    return act
+
+
+async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    pass
+
+
+async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(1)
+
+
+async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+
+
+async def raves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220 smtp.example.com ESMTP\r\n\r\n")
+
+
+@pytest.mark.parametrize("act", [hangs_up, resets, says_nothing, breaks_off, raves])
+async def test_what_was_sent_and_not_answered_is_uncertain(act: Act, http: Http) -> None:
+    async with server(act) as url:
+        with pytest.raises(Uncertain):
+            await http.send("POST", url, {}, b"{}")
+        with pytest.raises(Retry):
+            await http.send("POST", url, {}, b"{}", safe=True)
+
+
+async def test_what_was_never_sent_can_simply_be_repeated(http: Http, free_ports: tuple[int, int]) -> None:
+    with pytest.raises(Retry, match="no connection"):
+        await http.send("POST", f"http://127.0.0.1:{free_ports[0]}/", {}, b"{}")
+    with pytest.raises(Retry, match="no connection"):
+        await http.send("POST", "http://no-such-host.invalid/", {}, b"{}")
+
+
+async def test_a_server_that_speaks_no_tls_got_nothing(http: Http) -> None:
+    async with server(hangs_up) as url:
+        with pytest.raises(Retry, match="no connection"):
+            await http.send("POST", url.replace("http:", "https:"), {}, b"{}")
+
+
+async def test_an_answer(http: Http) -> None:
+    async with server(answers("201 Created\r\nX-Id: 5", b'{"id": 5}')) as url:
+        answer = await http.send("POST", url, {}, b"{}")
+    assert (answer.status, answer.headers["x-id"], answer.json()) == (201, "5", {"id": 5})
+
+
+@pytest.mark.parametrize(
+    ("head", "error", "text"),
+    [
+        ("401 Unauthorized", NotAllowed, "no such token"),
+        ("403 Forbidden", NotAllowed, "no such token"),
+        ("400 Bad Request", Refused, "HTTP 400: no such token"),
+        ("404 Not Found", Refused, "HTTP 404"),
+        ("301 Moved Permanently\r\nLocation: https://example.com/", Refused, "HTTP 301"),
+        ("408 Request Timeout", Retry, "HTTP 408"),
+        ("429 Too Many Requests", Retry, "HTTP 429"),
+        ("503 Service Unavailable", Retry, "HTTP 503"),
+        ("500 Internal Server Error", Uncertain, "HTTP 500"),
+        ("502 Bad Gateway", Uncertain, "HTTP 502"),
+    ],
+)
+async def test_each_status_has_its_consequence(
+    head: str, error: type[Exception], text: str, http: Http
+) -> None:
+    async with server(answers(head, b'{"errorDetail": "no such token"}')) as url:
+        with pytest.raises(error, match=text):
+            await http.send("POST", url, {}, b"{}")
+
+
+async def test_the_status_of_a_refusal_is_told(http: Http) -> None:
+    async with server(answers("409 Conflict", b"<html>no</html>")) as url:
+        with pytest.raises(Rejected) as told:
+            await http.send("POST", url, {}, b"{}")
+    assert (told.value.status, told.value.detail) == (409, "")
+
+
+async def test_the_pause_asked_for_is_told(http: Http) -> None:
+    async with server(answers("429 Too Many Requests\r\nRetry-After: 7")) as url:
+        with pytest.raises(Retry) as told:
+            await http.send("POST", url, {}, b"{}")
+    assert told.value.after == 7
+
+
+def test_retry_after() -> None:
+    assert retry_after(None) is None
+    assert retry_after("120") == 120
+    assert retry_after("-5") == 0
+    assert retry_after("1e9") == 3600
+    assert retry_after("inf") == 3600
+    assert retry_after("nan") is None
+    assert retry_after("soon") is None
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    soon = retry_after(format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True))
+    assert soon is not None
+    assert 500 < soon <= 600
