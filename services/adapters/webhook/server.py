@@ -170,12 +170,9 @@ class _Connection(asyncio.Protocol):
         before = self._request
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # No upgrade is wanted; the request before it is complete, and what follows is not HTTP/1.
-            self._deaf = True
-            if self._queue:
-                request, answer, _ = self._queue.pop()
-                self._queue.append((request, answer, False))
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+            return
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Refuse):
                 raise
@@ -193,17 +190,33 @@ class _Connection(asyncio.Protocol):
             self._paused = True
             self._transport.pause_reading()
 
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read on as if no upgrade had been offered. Java's client offers HTTP/2 with every POST over
+        plain HTTP, and the parser leaves such a request's body to whoever speaks the new protocol."""
+        request, _, _ = self._queue.pop()
+        if request.method == b"CONNECT":
+            self._refuse(Answer(HTTPStatus.METHOD_NOT_ALLOWED), "wrong_method")
+            return
+        kept = (
+            name for name in request.headers if name not in (b"upgrade", b"http2-settings", b"connection")
+        )
+        lines = [b"%b %b HTTP/1.1" % (request.method, self._url)]
+        lines += [b"%b: %b" % (name, request.headers[name]) for name in kept]
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+
     def eof_received(self) -> bool:
         # A client may close its sending side and still wait for its answer (not so over TLS).
         self._deaf = True
         return self._at_work and self._transport.get_extra_info("ssl_object") is None
 
     def pause_writing(self) -> None:
-        self._stalled = True
         self._set_deadline(self._server.bounds.body_seconds)
+        self._stalled = True
 
     def resume_writing(self) -> None:
         self._stalled = False
+        self._set_deadline(self._server.bounds.idle_seconds)
         self._work()
 
     # from the parser
@@ -284,8 +297,8 @@ class _Connection(asyncio.Protocol):
                     self._app.failed()
                     result = Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
                 if not isinstance(result, Answer):
-                    self._at_work = True
                     self._set_deadline(float("inf"))
+                    self._at_work = True
                     self._server.spawn(self._finish(result, keep_alive, len(request.body)))
                     return
                 answer = result
@@ -330,7 +343,7 @@ class _Connection(asyncio.Protocol):
         """End the connection so that the answer arrives: closing with unread data would reset it away."""
         self._hung_up = self._deaf = True
         self._queue.clear()
-        self._set_deadline(_LINGER)
+        self.deadline = self._server.now() + _LINGER
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
@@ -356,7 +369,8 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _set_deadline(self, seconds: float) -> None:
-        if not self._at_work or self._stalled or seconds == float("inf"):
+        """From now. What the client sends meanwhile does not change the one for our work, or its reading."""
+        if not self._at_work and not self._stalled:
             self.deadline = self._server.now() + seconds
 
     def _count_head(self, size: int) -> None:

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from services.adapters.webhook.adapter import Adapter
 from services.adapters.webhook.config import Device, Settings
 from shared.adapter import Report, StoreFull
+from shared.bus import Endpoint
 from shared.secrets import MissingSecret
 from shared.site import SecretRef
 
@@ -29,7 +30,7 @@ class FakeContext:
 
     site = "hq"
     timezone = "UTC"
-    gateway_broker = None
+    gateway_broker = Endpoint("mqtt://127.0.0.1")
 
     def __init__(
         self, devices: Mapping[str, Device], settings: Settings | None, secrets: dict[str, str]
@@ -167,7 +168,7 @@ class House:
     def reports(self) -> list[Report]:
         return self.context.reports
 
-    async def raw(self, data: bytes, *, end: bool = False, timeout: float = 10.0) -> bytes:
+    async def raw(self, data: bytes, *, end: bool = False) -> bytes:
         """All that is answered to `data` until the server hangs up."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
@@ -178,7 +179,7 @@ class House:
                     writer.write_eof()
             answer = b""
             with contextlib.suppress(ConnectionError):
-                answer = await asyncio.wait_for(reader.read(), timeout)
+                answer = await asyncio.wait_for(reader.read(), 10)
             return answer
         finally:
             writer.close()
@@ -239,8 +240,8 @@ async def house(
             await running
 
 
-async def until(holds: Callable[[], object], timeout: float = 10.0) -> None:
-    end = time.monotonic() + timeout
+async def until(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + 10
     while not holds():
         assert time.monotonic() < end, "it never came to be"
         await asyncio.sleep(0.005)

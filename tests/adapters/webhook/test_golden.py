@@ -1,4 +1,4 @@
-"""Golden cases: `header` and `query` are what comes beside the body, which is `json`, `text`, `file` or `parts`."""
+"""Golden cases: `header` and `query` come beside the body, which is `json`, `text` or `parts`."""
 
 from __future__ import annotations
 
