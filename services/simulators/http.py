@@ -220,22 +220,24 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         self._size += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Nothing here speaks another protocol: the request is answered as if it had not asked.
-            self._deaf = True
-            if self._waiting:
-                self._waiting[-1].keep_alive = False
-        except httptools.HttpParserError:
-            self._refuse_the_rest(400, "this is not HTTP/1.1")
+        if self._size > MAX_REQUEST_BYTES:
+            self._refuse_the_rest(413, "the request is too large")
         else:
-            if self._size > MAX_REQUEST_BYTES:
-                self._refuse_the_rest(413, "the request is too large")
+            self._parse(data)
         if len(self._waiting) > MAX_WAITING:
             self._transport.abort()
         else:
             self._work()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # The parser takes what follows for the other protocol, so the body is lost.
+            self._waiting.pop()
+            self._refuse_the_rest(400, "only HTTP/1.1 is spoken here, leave the upgrade out")
+        except httptools.HttpParserError:
+            self._refuse_the_rest(400, "this is not HTTP/1.1")
 
     def on_message_begin(self) -> None:
         self._request = Request()

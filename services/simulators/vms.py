@@ -17,6 +17,7 @@ import argparse
 import re
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,8 +105,8 @@ class VmsSimulator(Simulator):
         settings = cameras if isinstance(cameras, Mapping) else {name: {} for name in cameras}
         for number, (name, given) in enumerate(settings.items()):
             source = self.ledger.add_source(name)
-            fields = {"camid": first_camid + number, **given, "name": name, "source": source}
-            self.cameras[name] = Camera(**fields)
+            settled = {"camid": first_camid + number, **given, "name": name, "source": source}
+            self.cameras[name] = Camera(**settled)
 
     def prepare(self) -> None:
         port = "api_sp" if self.tls else "api_p"
@@ -453,19 +454,23 @@ def _check_tag(tag: str) -> None:
 
 def read_cameras(text: str) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Cameras, and the names of their secrets, from the command line: names with commas between, or
-    a YAML or JSON file that is a site file or maps names to fields of `Camera`."""
+    a YAML or JSON file that is a site file or maps names to fields of `Camera`. Raises `ValueError`."""
     if not text.endswith((".yaml", ".yml", ".json")):
         return {name: {} for name in text.split(",") if name}, {}
     document = yaml.safe_load(Path(text).read_text())
+    if not isinstance(document, dict):
+        raise ValueError(f"{text}: must be a mapping")
+    listed = document.get("cameras", document)
+    if not isinstance(listed, dict) or not all(isinstance(each, dict) for each in listed.values()):
+        raise ValueError(f"{text}: cameras must be a mapping of names to their settings")
     if "cameras" not in document:
-        return document, {}
-    cameras: dict[str, dict[str, Any]] = {}
-    secrets: dict[str, str] = {}
-    for name, settings in document["cameras"].items():
-        cameras[name] = {"title": settings.get("name", name)}
-        if "vms" in settings:
-            secrets[name] = settings["vms"]["token"]["secret"]
-    return cameras, secrets
+        known = {one.name for one in fields(Camera)}
+        for name, settings in listed.items():
+            if not settings.keys() <= known:
+                raise ValueError(f"{text}: {name} has fields that a camera has not")
+        return listed, {}
+    secrets = {name: each["vms"]["token"]["secret"] for name, each in listed.items() if "vms" in each}
+    return {name: {"title": each.get("name", name)} for name, each in listed.items()}, secrets
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -490,7 +495,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="what a second registration of an event name gets (default: refuse, with 400)",
     )
     options = parser.parse_args(arguments)
-    cameras, secrets = read_cameras(options.cameras)
+    try:
+        cameras, secrets = read_cameras(options.cameras)
+    except (OSError, ValueError, yaml.YAMLError) as problem:
+        parser.error(f"--cameras: {problem}")
     vms = VmsSimulator(cameras, repeat_registration=options.repeat_registration, **server_options(options))
 
     def started() -> dict[str, Any]:
