@@ -60,6 +60,7 @@ class Http:
         self._timeout = {"connect": connect_timeout, "pool": timeout, "read": timeout, "write": timeout}
         context = ssl.create_default_context(cafile=ca_file)
         self._transport = AiohttpTransport(
+            verify=context,
             client=lambda: aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=connections, ssl=context),
                 cookie_jar=aiohttp.DummyCookieJar(),
