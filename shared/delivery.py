@@ -414,6 +414,8 @@ class Publisher(Part):
         self._tell(lane, task, Outcome.DELIVERED, None, remote)
 
     def _bury(self, lane: _Lane, task: _Task, reason: str) -> None:
+        # It goes out on the bus, and a target may repeat in an error what it was sent.
+        reason = self.runtime.secrets.redact(reason)
         self.outstanding -= 1
         self.dead += 1
         self._store.submit_lazy(_dead, (reason, int(time.time()), task.tries, task.seq))
