@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     watch = commands.add_parser(
         "watch",
         help="follow events live",
-        description="Follow every event from its sensor to its cameras and targets, by the public topics only.",
+        description="Follow every event from its sensor to its cameras and targets, by public topics only.",
     )
     watch.add_argument("--json", action="store_true", help="print the messages as they are, one a line")
     _settings(watch, _ON_THE_BUS)
@@ -125,9 +125,11 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="see everything work, on simulators",
         description="Start a broker, every service as a process of its own, simulated sensors of all types "
-        "that speak their real protocols, and simulators of the VMS and of Camio; show each event on its way.",
+        "that speak their real protocols, and simulators of VMS and Camio; show each event on its way.",
     )
-    demo.add_argument("--seconds", type=float, metavar="N", help="end after N seconds, with a summary")
+    demo.add_argument(
+        "--seconds", type=float, metavar="N", help="end after N seconds; exit code 0 if nothing is missing"
+    )
     demo.add_argument("--keep", metavar="FOLDER", help="keep logs, stores and the site file there")
     return parser
 

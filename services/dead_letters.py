@@ -47,17 +47,13 @@ async def ask(settings: Settings, service: str, verb: str, asked: dict[str, Any]
     reply = topics.reply(client)
     bus.subscribe(reply, on_answer)
     bus.on_trouble = on_trouble
-    bus.on_joined(
-        lambda: (
-            bus.publish(
-                topics.command(service, verb),
-                orjson.dumps(asked),
-                response_topic=reply,
-                correlation=correlation,
-            )
-            and None
+
+    def send() -> None:
+        bus.publish(
+            topics.command(service, verb), orjson.dumps(asked), response_topic=reply, correlation=correlation
         )
-    )
+
+    bus.on_joined(send)
     running = asyncio.create_task(bus.run())
     try:
         async with asyncio.timeout(_PATIENCE):

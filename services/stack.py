@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -134,18 +135,20 @@ class Service(Process):
 
 
 async def http_get(port: int, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, bytes]:
-    """A small request to a port of this machine: status and body. Raises OSError."""
-    reader, writer = await asyncio.open_connection(HOST, port, limit=1 << 26)
-    try:
-        head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        answer = await reader.read(-1)
-    finally:
-        writer.close()
-    status, _, content = answer.partition(b"\r\n\r\n")
-    if not status:
-        raise ConnectionError("no answer")
-    return int(status.split()[1]), content
+    """A request to a port of this machine: status and body. Raises OSError."""
+
+    def ask() -> tuple[int, bytes]:
+        connection = HTTPConnection(HOST, port, timeout=_PATIENCE)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except HTTPException as error:
+            raise ConnectionError(str(error)) from error
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(ask)
 
 
 class Stack:
@@ -191,9 +194,9 @@ class Stack:
         )
         self.camio: Process | None = None
         if camio is not None:
-            token = secrets[camio["token"]["secret"]]
+            token = self.secrets_dir / camio["token"]["secret"]
             self.camio = self._simulator(
-                "camio-simulator", "services.simulators.camio", self.camio_port, "--token", token
+                "camio-simulator", "services.simulators.camio", self.camio_port, "--secret", str(token)
             )
         self.services: dict[str, Service] = {}
         self._service_names = tuple(services)
@@ -262,6 +265,13 @@ class Stack:
     async def ask_vms(self, path: str, method: str = "GET", body: object = None) -> Any:
         """The VMS simulator's control interface: its JSON."""
         return await self._ask(self.vms_port, path, method, body)
+
+    async def vms_events(self, *tags: str) -> list[dict[str, Any]]:
+        """All events at the VMS simulator, in order of arrival, with the values of some tags."""
+        status, content = await http_get(self.vms_port, f"/_sim/dump?tag={','.join(tags)}")
+        if status != 200:
+            raise RuntimeError(f"the VMS simulator's dump: {status}")
+        return [orjson.loads(line) for line in content.splitlines() if line]
 
     async def ask_camio(self, path: str, method: str = "GET", body: object = None) -> Any:
         return await self._ask(self.camio_port, path, method, body)

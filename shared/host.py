@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
+from prometheus_client import Counter
 from pydantic import SecretStr
 
 from shared import metrics
@@ -122,6 +123,7 @@ class AdapterHost(Part):
         self._own: asyncio.Queue[Report] = asyncio.Queue()
         self._change = asyncio.Event()
         self._received: dict[tuple[str, str], Any] = {}
+        self._counters: dict[str, Counter] = {}
         self._rejected_log: dict[tuple[str, str | None], tuple[float, int]] = {}
         self._look_up(runtime.site)
         runtime.on_change(self._on_change)
@@ -219,7 +221,9 @@ class AdapterHost(Part):
                 self._memory[key] = value
 
     def tell(self, name: str, help: str, **labels: str) -> Callable[[float], None]:
-        made = metrics.counter(name, help, *labels)
+        made = self._counters.get(name)
+        if made is None:
+            made = self._counters[name] = metrics.counter(name, help, *labels)
         return (made.labels(**labels) if labels else made).inc
 
     # ── reports to events ────────────────────────────────────────────────────────────────────────

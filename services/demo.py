@@ -1,0 +1,313 @@
+"""`tocsin demo`: the whole of Tocsin on this machine, with simulated sensors, VMS and Camio.
+
+Every service is a process of its own, the sensors speak their real protocols, and at the end it is
+counted at the VMS and at Camio whether every event arrived once at every camera and target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import secrets
+import signal
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from services import rooms
+from services.broker import NoBroker
+from services.simulate import speaker
+from services.stack import HOST, DidNotStart, Stack, free_port
+from services.watch import Console, Story, subscribe
+from shared.bus import Bus, Endpoint
+from shared.events import Event, Kind
+from shared.secrets import Secrets
+from shared.site import load
+from shared.topics import Topics
+
+SERVICES = (
+    "adapter-dc09",
+    "adapter-webhook",
+    "adapter-mqtt",
+    "correlator",
+    "vms-publisher",
+    "camio-publisher",
+)
+_DOOR = "40000000-0000-0000-0000-000000000001"
+_ARRIVE = 20.0
+
+SCENES: tuple[tuple[str, str, tuple[Kind, ...]], ...] = (
+    ("front-controller", "front-door", (Kind.ACCESS_ENTRY_UNLOCKED, Kind.ACCESS_ENTRY_DENIED)),
+    ("panel", "kitchen-smoke", (Kind.SMOKE_DETECTED, Kind.SMOKE_CLEARED)),
+    ("zigbee", "yard-motion", (Kind.MOTION_DETECTED,)),
+    ("till", "till-1", (Kind.POS_SALE, Kind.POS_REFUND)),
+    ("panel", "basement-leak", (Kind.WATER_LEAK, Kind.WATER_CLEARED)),
+    ("frigate", "drive-ai", (Kind.AI_DETECTION,)),
+    ("fire-panel", "fire-zone-1", (Kind.FIRE_ALARM, Kind.FIRE_CLEARED)),
+    ("front-controller", "front-door", (Kind.ACCESS_FORCED_OPEN,)),
+)
+"""What happens, over and over: a device reports, of a sensor, kinds one after another."""
+
+
+def site(ports: dict[str, int]) -> dict[str, Any]:
+    """The demo's site file: sensors of all types, on devices of three protocols."""
+
+    def camera(name: str, secret: str) -> dict[str, Any]:
+        return {"name": name, "vms": {"token": {"secret": secret}}}
+
+    return {
+        "site": "demo",
+        "timezone": "Europe/Berlin",
+        "cameras": {
+            "lobby": camera("Lobby", "camera_lobby"),
+            "dock": camera("Loading dock", "camera_dock"),
+            "kitchen": camera("Kitchen", "camera_kitchen"),
+            "yard": camera("Yard", "camera_yard"),
+            "shop": camera("Shop", "camera_shop"),
+        },
+        "devices": {
+            "panel": {
+                "adapter": "dc09",
+                "account": "1234",
+                "credentials": {"key": {"secret": "panel_key"}},
+                "sensors": {
+                    "kitchen-smoke": {
+                        "type": "smoke",
+                        "zone": 12,
+                        "name": "Kitchen smoke detector",
+                        "cameras": ["kitchen", "lobby"],
+                    },
+                    "basement-leak": {
+                        "type": "water_leak",
+                        "zone": 13,
+                        "name": "Basement leak rope",
+                        "cameras": ["dock"],
+                    },
+                },
+            },
+            "fire-panel": {
+                "adapter": "dc09",
+                "account": "7001",
+                "sensors": {
+                    "fire-zone-1": {
+                        "type": "fire_alarm",
+                        "zone": 1,
+                        "name": "Fire panel, zone 1",
+                        "cameras": ["lobby", "dock", "kitchen"],
+                    }
+                },
+            },
+            "front-controller": {
+                "adapter": "webhook",
+                "profile": "verkada",
+                "credentials": {"signing_secret": {"secret": "verkada"}},
+                "sensors": {
+                    "front-door": {
+                        "type": "access_control",
+                        "door": _DOOR,
+                        "name": "Front door",
+                        "cameras": ["lobby", {"camera": "dock", "offset": "-2s"}],
+                    }
+                },
+            },
+            "till": {
+                "adapter": "webhook",
+                "profile": "square",
+                "public_url": "https://gateway.example/hooks/till",
+                "credentials": {"signing_secret": {"secret": "square"}},
+                "sensors": {
+                    "till-1": {
+                        "type": "pos",
+                        "location": "L88917AVBK2S5",
+                        "name": "Till 1",
+                        "cameras": ["shop"],
+                    }
+                },
+            },
+            "zigbee": {
+                "adapter": "mqtt",
+                "profile": "zigbee2mqtt",
+                "sensors": {
+                    "yard-motion": {
+                        "type": "motion",
+                        "topic": "yard-pir",
+                        "name": "Yard motion sensor",
+                        "cameras": ["yard"],
+                    }
+                },
+            },
+            "frigate": {
+                "adapter": "mqtt",
+                "profile": "frigate",
+                "sensors": {
+                    "drive-ai": {
+                        "type": "ai",
+                        "camera": "drive",
+                        "name": "Person at the drive",
+                        "cameras": ["yard"],
+                    }
+                },
+            },
+        },
+        "adapters": {
+            "dc09": {"listen": f"{HOST}:{ports['dc09']}"},
+            "webhook": {"address": HOST, "port": ports["webhook"]},
+        },
+        "targets": {"vms": {}, "camio": {"token": {"secret": "camio"}}},
+    }
+
+
+def credentials() -> dict[str, str]:
+    """Fresh secrets for the demo's devices."""
+    return {
+        "panel_key": secrets.token_hex(16),
+        "verkada": secrets.token_urlsafe(24),
+        "square": secrets.token_urlsafe(24),
+        "camio": secrets.token_urlsafe(24),
+    }
+
+
+@dataclass
+class _Tally:
+    """What was made, and the events that it became."""
+
+    made: dict[str, str] = field(default_factory=dict)
+    """Sensor by marker."""
+    events: dict[str, Event] = field(default_factory=dict)
+    """Event by marker."""
+
+    def saw(self, event: Event) -> None:
+        for value in event.data.details.values():
+            if value in self.made:
+                self.events[value] = event
+
+
+async def _act(stack: Stack, ports: dict[str, int], tally: _Tally, stopping: asyncio.Event) -> None:
+    """Have the simulated sensors report, one after another."""
+    names = rooms.names()
+    loaded = load(stack.site_file, {name: rooms.room(name) for name in names}, adapters=names)
+    held = Secrets(stack.secrets_dir)
+    addresses = {
+        "dc09": f"{HOST}:{ports['dc09']}",
+        "webhook": f"http://{HOST}:{ports['webhook']}",
+        "mqtt": stack.broker.url,
+    }
+    async with contextlib.AsyncExitStack() as opened:
+        speakers = {
+            id_: await opened.enter_async_context(speaker(id_, device, held, addresses[device.adapter]))
+            for id_, device in loaded.devices.items()
+        }
+        for number, (device, sensor, kinds) in enumerate(itertools.cycle(SCENES)):
+            for kind in kinds:
+                marker = f"demo-{number}-{kind.replace('.', '-').replace('_', '-')}"
+                tally.made[marker] = sensor
+                await speakers[device].send(sensor, kind, marker)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(random.uniform(0.3, 0.9)):  # noqa: S311
+                        await stopping.wait()
+                if stopping.is_set():
+                    return
+
+
+async def _verdict(stack: Stack, tally: _Tally, console: Console) -> bool:
+    """Count at the VMS and at Camio; True if all arrived, once each."""
+    loaded = stack.site
+    cameras_of = {
+        sensor: [ref if isinstance(ref, str) else ref["camera"] for ref in about["cameras"]]
+        for device in loaded["devices"].values()
+        for sensor, about in device["sensors"].items()
+    }
+    problems: list[str] = []
+    deadline = time.monotonic() + _ARRIVE
+    while True:
+        problems.clear()
+        at_vms = Counter((line["source"], tag) for line in await stack.vms_events() for tag in line["tags"])
+        expected = 0
+        doors = Counter[str]()
+        for marker, sensor in tally.made.items():
+            event = tally.events.get(marker)
+            if event is None:
+                problems.append(f"{marker}: the event of {sensor} was not seen on the bus")
+                continue
+            doors[sensor] += event.data.sensor.type == "access_control"
+            for camera in cameras_of[sensor]:
+                expected += 1
+                found = at_vms[(camera, f"tocsin_{event.id}")]
+                if found != 1:
+                    problems.append(f"{marker}: {found} times at camera {camera}")
+        twice = sum(count - 1 for count in at_vms.values() if count > 1)
+        at_camio = (await stack.ask_camio("/_sim/count"))["events"]
+        if at_camio != sum(doors.values()):
+            problems.append(f"Camio has {at_camio} events of doors, {sum(doors.values())} were made")
+        if not problems or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.2)
+    console.line()
+    console.line(f"{len(tally.made)} events were made by {len(set(tally.made.values()))} sensors.")
+    console.line(
+        f"The VMS has them on cameras' timelines {expected} times, {twice} twice; "
+        f"Camio has {at_camio} of doors."
+    )
+    for problem in problems[:20]:
+        console.line(console.paint(problem, "1;31"))
+    if not problems:
+        console.line(console.paint("Nothing lost, nothing twice.", "1;32"))
+    return not problems
+
+
+async def _run(seconds: float | None, directory: Path, console: Console) -> int:
+    ports = {"dc09": free_port(), "webhook": free_port()}
+    stack = Stack(directory, site(ports), services=SERVICES, secrets=credentials())
+    began = time.monotonic()
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    console.line(f"Starting a broker ({stack.broker.program}), {len(SERVICES)} services, a VMS and Camio …")
+    async with stack:
+        console.line(f"Ready after {time.monotonic() - began:.1f} s. Files: {directory}")
+        console.line(
+            "Each event: when, what, which sensor; then the cameras and targets that have it, after how long."
+        )
+        console.line("Ctrl-C ends." if seconds is None else f"Ends after {seconds:g} s.")
+        console.line()
+        tally, story = _Tally(), Story(console)
+        bus = Bus(Endpoint(stack.broker.url), f"tocsin-demo-{os.getpid()}")
+        subscribe(bus, Topics("demo"), story, broken=console.line)
+        bus.subscribe(
+            Topics("demo").event("+", "+"), lambda m: tally.saw(Event.model_validate_json(m.payload))
+        )
+        joined = asyncio.Event()
+        bus.on_joined(joined.set)
+        watching = asyncio.create_task(bus.run())
+        await joined.wait()
+        if seconds is not None:
+            asyncio.get_running_loop().call_later(seconds, stopping.set)
+        acting = asyncio.create_task(_act(stack, ports, tally, stopping))
+        await stopping.wait()
+        async with asyncio.timeout(_ARRIVE):
+            await acting
+        good = await _verdict(stack, tally, console)
+        await bus.close()
+        watching.cancel()
+    return 0 if good else 1
+
+
+def main(*, seconds: float | None, keep: str | None) -> int:
+    """Returns 0 only if every event that was made arrived once everywhere."""
+    console = Console.of_stdout()
+    with contextlib.ExitStack() as opened:
+        if keep is not None:
+            directory = Path(keep).resolve()
+        else:
+            directory = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="tocsin-demo-")))
+        try:
+            return asyncio.run(_run(seconds, directory, console))
+        except (NoBroker, DidNotStart) as error:
+            console.line(f"The demo can't start: {error}")
+            return 1
