@@ -1,25 +1,26 @@
-"""A gateway for tests of the room: it keeps what it is told, and knows repeats as the real one does."""
+"""What the tests of the room share: panels, frames, clients."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any
 
 from pydantic import SecretStr
 
+import shared.site
 from services.adapters.dc09 import codec
 from services.adapters.dc09.adapter import Adapter
 from services.adapters.dc09.cipher import Key
 from services.adapters.dc09.config import Device, Settings
-from shared.adapter import Report, StoreFull
-from shared.bus import Endpoint
+from shared.adapter import Report
 from shared.events import utcnow
-from shared.secrets import MissingSecret
 from shared.site import SecretRef
+from tests import fakes
+from tests.fakes import FakeContext
 
 KEYS = {
     "key128": "00112233445566778899aabbccddeeff",
@@ -46,106 +47,44 @@ def keyed(name: str = "key128", **more: Any) -> Device:
 
 
 def secret(ref: SecretRef) -> SecretStr:
-    if ref.secret not in KEYS:
-        raise MissingSecret(ref.secret, "is nowhere", "make it")
     return SecretStr(KEYS[ref.secret])
 
 
-class House:
-    """A `shared.adapter.Context`, and the `emit` that goes with it."""
-
-    site = "hq"
-    timezone = "UTC"
+class House(FakeContext):
+    """A gateway with these devices, whose DC-09 receiver listens on a free port of this machine."""
 
     def __init__(self, devices: Mapping[str, Device], **settings: Any) -> None:
-        self.devices = dict(devices)
-        self.settings: Settings | None = Settings.model_validate({"listen": "127.0.0.1:0"} | settings)
-        self.taken: list[Report] = []
-        self.repeats = 0
-        self.full = False
-        self.refused: list[str] = []
-        self.told: list[str] = []
-        self.alive: list[tuple[str, str | None, datetime | None]] = []
-        self.states: list[tuple[str, dict[str, Any]]] = []
-        self.memory: dict[str, str] = {}
+        super().__init__(devices, settings=_settings(settings), secrets=KEYS)
         self.before_emit: Callable[[], Any] = lambda: None
-        self._known: set[tuple[object, ...]] = set()
-        self._change = asyncio.Event()
+        """Called, and awaited if that can be, before each emit."""
 
-    @property
-    def gateway_broker(self) -> Endpoint:
-        raise NotImplementedError
-
-    async def changed(self) -> None:
-        await self._change.wait()
-        self._change.clear()
-
-    def change(self, devices: Mapping[str, Device] | None = None, **settings: Any) -> None:
-        if devices is not None:
-            self.devices = dict(devices)
-        if settings:
-            self.settings = Settings.model_validate({"listen": "127.0.0.1:0"} | settings)
-        self._change.set()
-
-    def secret(self, ref: SecretRef) -> SecretStr:
-        return secret(ref)
-
-    def heard(self, device: str, *, sensor: str | None = None, clock: datetime | None = None) -> None:
-        self.alive.append((device, sensor, clock))
-
-    def lost(self, device: str, reason: str) -> None: ...
-
-    def state(self, sensor: str, **known: Any) -> None:
-        self.states.append((sensor, known))
-
-    def rejected(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
-        self.refused.append(reason)
-        self.told.append(f"{device}: {message} {fields}")
-
-    def recall(self, key: str) -> str | None:
-        return self.memory.get(key)
-
-    def remember(self, key: str, value: str | None) -> None: ...
-
-    def tell(self, name: str, help: str, **labels: str) -> Callable[[float], None]:
-        return lambda _: None
+    def change(
+        self, *, devices: Mapping[str, shared.site.Device] | None = None, settings: Any = None
+    ) -> None:
+        super().change(devices=devices, settings=None if settings is None else _settings(settings))
 
     async def emit(self, *reports: Report, memory: Mapping[str, str | None] | None = None) -> None:
         wait = self.before_emit()
         if wait is not None:
             await wait
-        if self.full:
-            raise StoreFull
-        for key, value in (memory or {}).items():
-            assert value is not None
-            self.memory[key] = value
-        for report in reports:
-            identity = (report.device, report.sensor, report.kind, report.time, report.running)
-            if identity in self._known:
-                self.repeats += 1
-            else:
-                self._known.add(identity)
-                self.taken.append(report)
+        await super().emit(*reports, memory=memory)
+
+    @property
+    def refused(self) -> list[str]:
+        """The reasons for which something was refused."""
+        return [reason for reason, _ in self.rejections]
 
     @property
     def kinds(self) -> list[tuple[str, str | None]]:
-        return [(str(report.kind), report.sensor) for report in self.taken]
+        return [(str(report.kind), report.sensor) for report in self.reports]
 
 
-@asynccontextmanager
-async def running(house: House) -> AsyncIterator[Adapter]:
-    """The adapter, listening on a free port of the loopback interface."""
-    adapter = Adapter(house)
-    task = asyncio.create_task(adapter.run(house.emit))
-    try:
-        async with asyncio.timeout(10):
-            while not adapter.ready():
-                assert not task.done(), task.exception()
-                await asyncio.sleep(0.001)
-        yield adapter
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+def _settings(settings: Mapping[str, Any]) -> Settings:
+    return Settings.model_validate({"listen": "127.0.0.1:0"} | dict(settings))
+
+
+def running(house: House) -> AbstractAsyncContextManager[Adapter]:
+    return fakes.running(Adapter, house)
 
 
 def frame(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from services.adapters.dc09 import codec
 from services.adapters.dc09.cipher import Key
 from services.adapters.dc09.codec import Content, Frame, FrameError, Splitter
+from tests import fuzz
 from tests.adapters.dc09 import fuzz_codec
 from tests.adapters.dc09.house import KEYS
 
@@ -47,7 +48,7 @@ class TestSplitter:
 
     @given(st.binary(max_size=300))
     def test_any_bytes_at_all(self, data: bytes) -> None:
-        fuzz_codec.one_input(data)
+        fuzz_codec.fuzz_one(data)
 
     @pytest.mark.parametrize(
         ("data", "reason"),
@@ -212,4 +213,6 @@ class TestEvents:
 
 
 def test_fuzz() -> None:
-    assert fuzz_codec.fuzz(1.0) > 10
+    tried, broken = fuzz.by_mutation(fuzz_codec.fuzz_one, fuzz_codec.seeds(), 1.0)
+    assert broken is None
+    assert tried > 10

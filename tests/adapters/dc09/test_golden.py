@@ -40,7 +40,7 @@ async def test_golden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for number, message in enumerate(case["messages"], 1):
             now = message.get("received", datetime(2026, 1, 1, 12, tzinfo=UTC))
             monkeypatch.setattr(receiver, "utcnow", lambda now=now: now)
-            house.taken.clear()
+            house.reports.clear()
             house.alive.clear()
             answer = await panel.ask(_frame(case, message))
             assert message.get("answer", "ACK") in answer.decode("latin-1"), f"message {number}"
@@ -58,7 +58,7 @@ def _frame(case: dict[str, Any], message: dict[str, Any]) -> bytes:
 
 def _compare(house: House, expected: list[dict[str, Any]], where: str) -> None:
     assert house.kinds == [(each["kind"], each["sensor"]) for each in expected], where
-    for report, wanted in zip(house.taken, expected, strict=True):
+    for report, wanted in zip(house.reports, expected, strict=True):
         said = asdict(report)
         said["actor"] = report.actor and report.actor.model_dump(exclude_none=True)
         for name, value in ({"replayed": False} | wanted).items():

@@ -36,7 +36,7 @@ async def test_split_byte_by_byte_and_joined() -> None:
         assert [word(await panel.answer()) for _ in range(5)] == ["ACK"] * 5
         await panel.say(stream.replace(b"FA12", b"FH12") + b"".join(_fixed(stream)))
         assert [word(await panel.answer()) for _ in range(5)] == ["ACK"] * 5
-    assert len(house.taken) == 10
+    assert len(house.reports) == 10
     assert house.refused.count("crc") == 5
 
 
@@ -59,7 +59,7 @@ async def test_rubbish_between_good_frames() -> None:
         await panel.say(b"\x00\xffGET / HTTP/1.1\r\n\r\n" + frame(FIRE))
         await panel.say(b"\n0000" + frame(FIRE, sequence="0002") + b"\n12340200xyz")
         assert [word(await panel.answer()) for _ in range(2)] == ["ACK", "ACK"]
-    assert len(house.taken) == 2
+    assert len(house.reports) == 2
     assert "garbage" in house.refused
 
 
@@ -102,7 +102,7 @@ async def test_slow_and_silent_clients_are_closed() -> None:
         assert await idle.closed()
         task.cancel()
     assert house.refused == ["slow", "slow"]
-    assert len(house.taken) == 1
+    assert len(house.reports) == 1
 
 
 async def test_a_datagram_that_is_cut() -> None:
@@ -132,7 +132,7 @@ async def test_connections_are_bounded_and_come_free_again(limit: dict[str, int]
             await asyncio.sleep(0.01)
         else:
             pytest.fail("no connection came free")
-    assert len(house.taken) == 2
+    assert len(house.reports) == 2
 
 
 async def test_a_replayed_frame_makes_no_second_event() -> None:
@@ -160,7 +160,7 @@ async def test_a_flipped_bit_of_an_encrypted_frame_is_refused_or_harmless() -> N
                 enemy.writer.write_eof()
                 await enemy.reader.read()
     assert set(house.refused) <= {"wrong_key", "content"}
-    assert not [report for report in house.taken if KEYS["key128"] in repr(report)]
+    assert not [report for report in house.reports if KEYS["key128"] in repr(report)]
 
 
 async def test_a_flood_does_not_stop_a_panel() -> None:
@@ -189,7 +189,7 @@ async def test_a_flood_does_not_stop_a_panel() -> None:
         for enemy in enemies:
             enemy.cancel()
         await asyncio.gather(*enemies, return_exceptions=True)
-    assert [report.details["alarm_text"] for report in house.taken] == [f"m{n}" for n in range(20)]
+    assert [report.details["alarm_text"] for report in house.reports] == [f"m{n}" for n in range(20)]
 
 
 async def test_a_flood_of_one_panel_leaves_the_others_their_turn() -> None:
@@ -207,7 +207,7 @@ async def test_a_flood_of_one_panel_leaves_the_others_their_turn() -> None:
         async with client(adapter) as quiet:
             assert word(await quiet.ask(frame("#5678|NPA1", head="L0#5678"))) == "ACK"
         gate.set()
-    assert house.taken[0].device == "quiet"
+    assert house.reports[0].device == "quiet"
 
 
 async def test_what_goes_wrong_in_one_frame_is_that_frames_alone() -> None:
@@ -222,4 +222,4 @@ async def test_what_goes_wrong_in_one_frame_is_that_frames_alone() -> None:
         await panel.say(frame(FIRE))
         await panel.say(frame(FIRE))
         assert word(await panel.answer()) == "ACK"
-    assert len(house.taken) == 1
+    assert len(house.reports) == 1

@@ -60,8 +60,8 @@ async def test_it_is_acknowledged_and_its_reports_arrive(transport: str, key: st
         ("motion.cleared", "hall"),
         ("sensor.event", "arming"),
     ]
-    assert house.taken[4].details["text"] == "Detector 14"
-    assert house.taken[5].details["latitude"] == "52.21"
+    assert house.reports[4].details["text"] == "Detector 14"
+    assert house.reports[5].details["latitude"] == "52.21"
     assert house.refused == []
     assert SENSORS["smoke"]["zone"] == 12
 
@@ -87,5 +87,5 @@ async def test_it_is_refused_with_no_key_or_a_wrong_one(configured: str | None, 
         with transceiver(adapter.port, "tcp", sent) as spt:
             path = spt.tpaths["main"]["primary"]["path"]
             assert not await asyncio.to_thread(spt.transfer_msg, 1, "SIA-DCS", "#1234|NFA12]", path)
-    assert house.taken == []
+    assert house.reports == []
     assert len(house.refused) == 1

@@ -36,7 +36,7 @@ async def test_every_kind_that_every_sensor_can_send(panel: str, transport: Lite
                 marker = f"m-{len(sent)}"
                 await simulated.send(sensor, kind, marker)
                 sent.append((kind, None if sensor == "panel" else sensor, marker))
-    assert [(report.kind, report.sensor, report.details["alarm_text"]) for report in house.taken] == sent
+    assert [(report.kind, report.sensor, report.details["alarm_text"]) for report in house.reports] == sent
     assert {kind for kind, _, _ in sent} == Simulator.KINDS
     assert house.refused == []
 
@@ -88,10 +88,10 @@ async def test_over_a_restart_of_the_receiver_one_event_stays_one() -> None:
         adapter._emit = taken_and_dead
         sending = asyncio.create_task(simulated.send("smoke", Kind.SMOKE_DETECTED, "m"))
         await stuck.wait()
-    house.change(listen=f"127.0.0.1:{port}")
+    house.change(settings={"listen": f"127.0.0.1:{port}"})
     async with running(house), simulated:
         await sending
-    assert (len(house.taken), house.repeats) == (1, 1)
+    assert (len(house.reports), house.repeats) == (1, 1)
 
 
 @pytest.mark.parametrize("skewed", ["keep", "refuse"])
