@@ -26,6 +26,7 @@ MAX_WAITING = 1000
 """So many pipelined requests may wait behind a slow one; a client that sends more is cut off."""
 
 JSON = "application/json"
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -115,7 +116,8 @@ class Router:
         if methods is None:
             methods = self._templates[template] = {}
             if "{" in template:
-                self._patterns.append((re.compile(re.sub(r"\{\w+\}", "([^/]+)", template)), methods))
+                pattern = re.sub(r"\\\{\w+\\\}", "([^/]+)", re.escape(template))
+                self._patterns.append((re.compile(pattern), methods))
             else:
                 self._fixed[template] = methods
         methods[method] = handler
@@ -174,7 +176,7 @@ class Wire:
         head = self._heads.get(key)
         if head is None:
             kind = f"Content-Type: {answer.content_type}\r\n" if answer.body else ""
-            line = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n{kind}"
+            line = f"HTTP/1.1 {answer.status} {_PHRASES.get(answer.status, 'Unknown')}\r\n{kind}"
             head = self._heads[key] = line.encode() + self._date
         return head
 

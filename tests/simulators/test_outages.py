@@ -43,7 +43,7 @@ async def create(camera: httpx.AsyncClient, camid: int = 237863) -> httpx.Respon
     )
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 502, 503, 504, 520])
 async def test_an_error_stores_nothing(vms: VmsSimulator, lobby: httpx.AsyncClient, status: int) -> None:
     vms.fail("error", status=status, count=1)
     failed = await create(lobby)
@@ -234,3 +234,35 @@ def test_outages_end_by_themselves() -> None:
     assert outages.active == []
     outages.add(Outage(mode=Mode.ERROR, seconds=1e-9))
     assert outages.draw("GET", "/", None) is None
+
+
+async def deliver(camera: httpx.AsyncClient, number: int, *, looks: bool) -> None:
+    """Send an event until it is known to be there; `looks` before it sends again."""
+    tag = f"tocsin_00000000-0000-5000-8000-{number:012}"
+    event = {"camid": 237863, "name": "motion", "time": "2026-11-21T18:22:14", "meta": {tag: ""}}
+    sent = False
+    while True:
+        try:
+            if sent and looks:
+                found = await camera.get(EVENTS, params={"meta": tag, "limit": 1})
+                if found.status_code != 200:
+                    continue
+                if found.json()["objects"]:
+                    return
+            sent = True
+            if (await camera.post(EVENTS, json=event)).json().get("id"):
+                return
+        except (httpx.TransportError, ValueError):
+            pass
+
+
+@pytest.mark.parametrize("looks", [True, False])
+async def test_through_a_mix_only_a_client_that_looks_first_sends_once(
+    vms: VmsSimulator, looks: bool
+) -> None:
+    vms.fail("mix", ratio=0.3, delay=0.01)
+    async with client(vms, "lobby", timeout=0.1) as lobby:
+        await asyncio.gather(*(deliver(lobby, number, looks=looks) for number in range(100)))
+    count = vms.count()
+    assert count["distinct"] == 100
+    assert (count["duplicates"] == 0) is looks

@@ -98,10 +98,10 @@ async def test_a_token_leads_to_the_simulator(vms: VmsSimulator) -> None:
 
 
 async def test_a_path_before_the_api_is_in_the_token() -> None:
-    async with VmsSimulator(["lobby"], path="/vms") as vms, client(vms, f"Acc {vms.token('lobby')}") as lobby:
-        assert decode(vms.token("lobby")).base_url() == vms.url + "/vms"
+    async with VmsSimulator(["lobby"], path="/v.1") as vms, client(vms, f"Acc {vms.token('lobby')}") as lobby:
+        assert decode(vms.token("lobby")).base_url() == vms.url + "/v.1"
         assert (await lobby.post(EVENTS, json=event())).status_code == 404
-        assert (await lobby.post("/vms" + EVENTS, json=event())).status_code == 201
+        assert (await lobby.post("/v.1" + EVENTS, json=event())).status_code == 201
 
 
 async def test_over_tls_the_token_leads_there_too() -> None:
