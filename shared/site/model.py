@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     SerializeAsAny,
     StringConstraints,
     ValidationInfo,
@@ -525,10 +526,16 @@ class CameraRef(Model):
         "camera sees the cause before the sensor reports it.",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"camera": value} if isinstance(value, str) else value
+    def _by_name(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """A bare id stands for the camera; of a large site's many such, each camera needs but one."""
+        if not isinstance(value, str):
+            return handler(value)
+        made: dict[str, Self] = info.context.get("refs", {}) if info.context else {}
+        if value not in made:
+            made[value] = handler({"camera": value})
+        return made[value]
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:

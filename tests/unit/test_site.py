@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import field_validator
 
 from shared.events import Kind, SensorType, Severity
 from shared.site import (
@@ -322,6 +325,19 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(SiteError, match="cannot be read"):
         load("a\0b")
+
+
+def test_a_validator_that_fails_itself_is_a_mistake_too() -> None:
+    class Odd(Device):
+        @field_validator("account")
+        @classmethod
+        def _divide(cls, value: str) -> str:
+            return value[int(value)]
+
+    room = SimpleNamespace(name="dc09", Device=Odd, Settings=Settings)
+    with pytest.raises(SiteError, match=r"a check failed itself \(IndexError\)"):
+        read(GOOD.encode(), "site.yaml", {"dc09": room})
+    assert gc.isenabled()
 
 
 # ── Whatever it holds ────────────────────────────────────────────────────────────────────────────
