@@ -1,0 +1,135 @@
+"""Reading profiles from files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from shared import yamltext
+from shared.dialect.profile import Profile, Rule
+from shared.dialect.reading import Dialect
+from shared.site import Model, did_you_mean
+
+P = TypeVar("P", bound=Profile)
+
+
+class Mistake(NamedTuple):
+    """Something wrong in a profile."""
+
+    line: int
+    where: str
+    """As `rules[2].kind`."""
+    problem: str
+    remedy: str
+
+
+class ProfileError(Exception):
+    """A profile that cannot be used: every mistake in it, with its line."""
+
+    def __init__(self, file: str, mistakes: Sequence[Mistake]) -> None:
+        super().__init__(
+            "\n".join(
+                f"{file}:{m.line}: {m.where}: {m.problem}" + (f"; {m.remedy}" if m.remedy else "")
+                for m in mistakes
+            )
+        )
+        self.file = file
+        self.mistakes = tuple(mistakes)
+
+
+def _where(location: Sequence[str | int]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path or "the file"
+
+
+_ARTIFACTS = ("function-", "constrained-str", "str", "Table", "First", "Join", "KindTable", "TimeSpec")
+
+
+def compile_text(text: str, file: str, model: type[P], name: str = "") -> Dialect[P]:
+    """The dialect that a YAML text says. `file` is for messages. Raises `ProfileError`."""
+    try:
+        data = yamltext.parse(text)
+    except yamltext.YamlError as error:
+        raise ProfileError(file, [Mistake(error.line, "the file", error.problem, error.remedy)]) from None
+    if not isinstance(data, dict):
+        raise ProfileError(file, [Mistake(1, "the file", "it holds no mapping", "begin with about:")])
+    try:
+        return Dialect(model.model_validate(data), name or Path(file).stem)
+    except ValidationError as error:
+        places = yamltext.locate(text)
+        raise ProfileError(file, [_mistake(found, places, model) for found in error.errors()]) from None
+
+
+def _line(where: Sequence[str | int], place: yamltext.Place) -> int:
+    line = place.line
+    for part in where:
+        if isinstance(part, str) and part in place.keys:
+            line = place.keys[part][0]
+        if part not in place.children:
+            break
+        place = place.children[part]
+        line = line if isinstance(part, str) else place.line
+    return line
+
+
+def _mistake(found: Any, places: yamltext.Place, model: type[Model]) -> Mistake:
+    where = [part for part in found["loc"] if not (isinstance(part, str) and part.startswith(_ARTIFACTS))]
+    context = found.get("ctx") or {}
+    line = _line(where, places)
+    if "problem" in context:
+        return Mistake(line, _where(where), context["problem"], context["remedy"])
+    if found["type"] == "extra_forbidden":
+        known = {
+            *model.model_fields,
+            *Rule.model_fields,
+            "of",
+            "table",
+            "else",
+            "first",
+            "join",
+            "with",
+            "as",
+            "zone",
+        }
+        return Mistake(
+            line, _where(where), "there is no such key", did_you_mean(str(where[-1]), known, "take it out")
+        )
+    return Mistake(line, _where(where), found["msg"], "")
+
+
+def load(path: str | Path, model: type[P] | None = None) -> Dialect[Any]:
+    """The dialect of a profile's file. Raises `ProfileError`, also if there is no such file."""
+    try:
+        text = yamltext.decode(Path(path).read_bytes())
+    except OSError as error:
+        problem = f"it cannot be read: {error.strerror}"
+        raise ProfileError(str(path), [Mistake(1, "the file", problem, "check its path and owner")]) from None
+    except yamltext.YamlError as error:
+        raise ProfileError(
+            str(path), [Mistake(error.line, "the file", error.problem, error.remedy)]
+        ) from None
+    return compile_text(text, str(path), model or Profile)
+
+
+def names(package: str) -> list[str]:
+    """The profiles that a room brings along: `services.adapters.mqtt`."""
+    folder = resources.files(package).joinpath("profiles")
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def packaged(package: str, name: str, model: type[P] | None = None) -> Dialect[Any]:
+    """A profile that a room brings along. Raises `ProfileError` if it has none of that name."""
+    known = names(package)
+    if name not in known:
+        raise ProfileError(
+            name,
+            [Mistake(1, "profile", "there is no such profile", did_you_mean(name, known, ", ".join(known)))],
+        )
+    text = resources.files(package).joinpath("profiles", f"{name}.yaml").read_text(encoding="utf-8")
+    return compile_text(text, f"{name}.yaml", model or Profile, name)
