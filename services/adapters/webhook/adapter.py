@@ -248,7 +248,7 @@ class Adapter(BaseAdapter):
         settings = self._settings
         tls = _tls_context(settings.tls) if settings.tls is not None else None
         server = Server(self, _bounds(settings))
-        self.port = await server.start(settings.address, settings.port, tls)
+        self.port = await server.start(*settings.address, tls)
         self._server = server
         return tls
 
@@ -259,7 +259,7 @@ class Adapter(BaseAdapter):
         assert server is not None
         server.bounds = _bounds(settings)
         self._load()
-        if (settings.address, settings.port, settings.tls) == (before.address, before.port, before.tls):
+        if (settings.listen, settings.tls) == (before.listen, before.tls):
             return tls
         self._server = None
         await server.stop()

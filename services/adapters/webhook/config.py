@@ -7,13 +7,22 @@ vendor proves that it is the vendor (`authenticity`), how it tries an address ou
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from shared import dialect, site
 from shared.events import Kind, Slug
@@ -557,14 +566,37 @@ class Limits(Model):
     )
 
 
-class Settings(site.Settings):
-    """The listener, shared by all devices: `adapters: {webhook: {port: 8443, tls: {…}}}`."""
+def _host_and_port(text: str) -> tuple[str, int] | None:
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    good = colon and host and re.fullmatch(r"[0-9]{1,5}", port) and int(port) <= 65_535
+    return (host, int(port)) if good else None
 
-    address: str = Field(default="0.0.0.0", max_length=256, description="Address to listen on.")  # noqa: S104
-    port: int = Field(default=8080, ge=0, le=65_535, description="Port to listen on; 0 for a free one.")
+
+def _listen(text: str) -> str:
+    if _host_and_port(text) is None:
+        raise mistake("this is not an address to listen on", 'write it like "0.0.0.0:8080" or "[::]:8080"')
+    return text
+
+
+Listen = Annotated[str, StringConstraints(max_length=256), AfterValidator(_listen)]
+
+
+class Settings(site.Settings):
+    """The listener, shared by all devices: `adapters: {webhook: {listen: …, tls: {…}}}`."""
+
+    listen: Listen = Field(
+        default="0.0.0.0:8080",
+        description="Address and port to listen on, as 0.0.0.0:8080 or [::]:8080; port 0 for a free one.",
+    )
     tls: Tls | None = Field(default=None, description="HTTPS; by default plain HTTP, for use behind a proxy.")
     forwarded: tuple[Network, ...] = Field(
         default=(),
         description="Proxies whose X-Forwarded-For is believed. By default none: the header is anybody's.",
     )
     limits: Limits = Field(default=Limits(), description="What clients may cost.")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return _host_and_port(self.listen) or ("", 0)

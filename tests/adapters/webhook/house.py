@@ -23,6 +23,11 @@ from shared.secrets import MissingSecret
 from shared.site import SecretRef
 
 KEY = "correct-horse-battery"
+MOTION_ALERT = (
+    b"<EventNotificationAlert><eventType>VMD</eventType><eventState>active</eventState>"
+    b"<channelID>1</channelID></EventNotificationAlert>"
+)
+"""As a Hikvision camera posts it."""
 
 
 class FakeContext:
@@ -225,7 +230,7 @@ async def house(
     devices: Mapping[str, Device], settings: Settings | None = None, secrets: Mapping[str, str] | None = None
 ) -> AsyncIterator[House]:
     """A receiver for the devices, on a free port of the loopback. The secret `key` is KEY."""
-    made = settings or Settings(address="127.0.0.1", port=0)
+    made = settings or Settings(listen="127.0.0.1:0")
     context = FakeContext(devices, made, {"key": KEY, **(secrets or {})})
     adapter = Adapter(context)
     running = asyncio.create_task(adapter.run(context.emit))

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from services.adapters.webhook.config import Settings
 from shared.events import Kind
-from tests.adapters.webhook.house import KEY, Answered, device, house, kisi, sign, statuses, unlock, until
+from tests.adapters.webhook.house import (
+    KEY,
+    MOTION_ALERT,
+    Answered,
+    device,
+    house,
+    kisi,
+    sign,
+    statuses,
+    unlock,
+    until,
+)
 
 
 def local(**said: object) -> Settings:
-    return Settings.model_validate({"address": "127.0.0.1", "port": 0, **said})
+    return Settings.model_validate({"listen": "127.0.0.1:0", **said})
 
 
 async def test_a_signed_event_is_taken_and_answered() -> None:
@@ -76,12 +89,11 @@ async def test_a_full_store_sends_the_vendor_away_for_a_while() -> None:
 
 async def test_an_edge_that_could_not_be_kept_is_told_again() -> None:
     hik = device(profile="hikvision", path="/" + "r" * 30, sensors={"yard": {"type": "motion", "channel": 1}})
-    body = b"<EventNotificationAlert><eventType>VMD</eventType><eventState>active</eventState><channelID>1</channelID></EventNotificationAlert>"
     async with house({"cam": hik}) as gateway:
         gateway.context.full = True
-        assert (await gateway.post(body, path="/" + "r" * 30)).status == 503
+        assert (await gateway.post(MOTION_ALERT, path="/" + "r" * 30)).status == 503
         gateway.context.full = False
-        assert (await gateway.post(body, path="/" + "r" * 30)).status == 200
+        assert (await gateway.post(MOTION_ALERT, path="/" + "r" * 30)).status == 200
         assert [report.kind for report in gateway.reports] == [Kind.MOTION_DETECTED]
 
 
@@ -272,13 +284,12 @@ async def test_the_clover_code_is_logged_for_a_person(caplog: pytest.LogCaptureF
     ],
 )
 async def test_other_challenges(
-    tmp_path: object, handshake: str, request_: tuple[str, str, bytes], want: bytes
+    tmp_path: Path, handshake: str, request_: tuple[str, str, bytes], want: bytes
 ) -> None:
-    from pathlib import Path
-
-    own = Path(str(tmp_path)) / "acme.yaml"
+    own = tmp_path / "acme.yaml"
     own.write_text(
-        f"about: Acme\nhandshakes: [{handshake}]\nauthenticity: [{{scheme: bearer}}]\nrules: [{{kind: sensor.event}}]\n"
+        f"about: Acme\nhandshakes: [{handshake}]\nauthenticity: [{{scheme: bearer}}]\n"
+        "rules: [{kind: sensor.event}]\n"
     )
     acme = device(profile=str(own), credentials={"token": {"secret": "key"}})
     method, query, body = request_
@@ -355,8 +366,6 @@ async def test_no_credential_is_ever_told() -> None:
         profile="generic", credentials={"username": {"secret": "user"}, "password": {"secret": "pass"}}
     )
     async with house({"a": basic, "lobby": kisi()}, secrets={"user": "bob", "pass": "hunter-two"}) as gateway:
-        import base64
-
         nearly = base64.b64encode(b"bob:hunter-twp").decode()
         await gateway.post(b"{}", {"Authorization": f"Basic {nearly}"}, path="/hooks/a")
         await gateway.post(b"{}", {"X-Signature": KEY})
@@ -400,10 +409,10 @@ async def test_the_listener_moves_when_the_site_file_says_so() -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        gateway.context.change(settings=local(port=port))
+        gateway.context.change(settings=local(listen=f"127.0.0.1:{port}"))
         await until(lambda: gateway.port == port and gateway.adapter.ready())
         assert (await gateway.kisi(unlock())).status == 200
-        gateway.context.change(settings=local(port=port, limits={"body_bytes": 10}))
+        gateway.context.change(settings=local(listen=f"127.0.0.1:{port}", limits={"body_bytes": 10}))
         await asyncio.sleep(0.05)
         assert (await gateway.kisi(unlock())).status == 413
 
@@ -413,7 +422,7 @@ async def test_a_taken_port_ends_the_adapter_with_a_reason() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(OSError, match="address"):
-            async with house({}, local(port=other.getsockname()[1])):
+            async with house({}, local(listen=f"127.0.0.1:{other.getsockname()[1]}")):
                 pass
 
 

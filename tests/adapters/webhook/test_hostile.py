@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from tests.adapters.webhook.house import Answered, House, house, kisi, sign, sta
 
 
 def limits(**said: object) -> Settings:
-    return Settings.model_validate({"address": "127.0.0.1", "port": 0, "limits": said})
+    return Settings.model_validate({"listen": "127.0.0.1:0", "limits": said})
 
 
 def post(body: bytes, *extra: bytes, length: bool = True) -> bytes:
@@ -262,7 +263,7 @@ async def test_a_flood_does_not_keep_out_what_is_genuine() -> None:
                     )
 
         genuine = {"X-Forwarded-For": "1.2.3.4"}
-        settings_ = Settings.model_validate({"address": "127.0.0.1", "port": 0, "forwarded": ["127.0.0.1"]})
+        settings_ = Settings.model_validate({"listen": "127.0.0.1:0", "forwarded": ["127.0.0.1"]})
         gateway.context.change(settings=settings_)
         await asyncio.sleep(0.05)
         floods = [asyncio.create_task(flood()) for _ in range(8)]
@@ -274,8 +275,6 @@ async def test_a_flood_does_not_keep_out_what_is_genuine() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_noise(seed: int) -> None:
-    import random
-
     random_ = random.Random(seed)
     whole = post(unlock())
     async with house(
