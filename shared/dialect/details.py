@@ -31,7 +31,7 @@ class Redaction:
         names: set[str] = set()
         self._paths: list[list[Any]] = []
         for pattern in patterns:
-            steps = path_steps(pattern.removeprefix("**."))
+            steps = path_steps(pattern.removeprefix("**.").replace("[*]", ".*"))
             if pattern.startswith("**."):
                 if len(steps) != 1 or type(steps[0]) is not str:
                     raise mistake(f'"{pattern[:40]}" is not a name anywhere', "as **.pin")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import datetime, tzinfo
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -128,8 +128,14 @@ def compile_time(spec: TimeSpec) -> Callable[[Env, tzinfo], datetime | None]:
 
 
 def _digest(value: Any) -> str:
-    data = value if isinstance(value, bytes) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    return blake2b(data, digest_size=12).hexdigest()
+    if not isinstance(value, bytes):
+        try:
+            value = orjson.dumps(value)
+        except TypeError:  # too deep, or a number or text that JSON does not have
+            scalars: dict[str, str] = {}
+            flatten(value, scalars)
+            value = repr(scalars).encode("utf-8", "backslashreplace")
+    return blake2b(value, digest_size=12).hexdigest()
 
 
 class Run:
@@ -364,10 +370,10 @@ class Action:
         of_a_state: bool = False,
     ) -> None:
         reader, result = run.reader, run.result
+        sensor = point.id if point else None
         if point is None and reader.ignores_unlisted and address:
             result.ignored = "unlisted"
             return
-        vendor_id = self.id(env) if self.id else None
         if self.once is not None and not of_a_state:
             thing = self.once(env)
             if thing is not None:
@@ -375,19 +381,19 @@ class Action:
                     result.ignored = "repeat"
                     return
                 result._told.append(thing)
+        if self.repeats and not of_a_state:
+            content = f"{kind}/{self._content(env, run)}"
+            if self._is_copy(env, run, content, address, point):
+                result.ignored = "repeat"
+                return
         time = self.time(env, reader.zone) if self.time else None
-        running = None
-        if self.running is not None:
-            running = "/".join(as_text(value(env)) or "" for value in self.running)
-        elif time is not None or (self.repeats and not of_a_state):
-            running = _digest(run.body)
-        if self.repeats and not of_a_state and self._is_copy(env, run, f"{kind}/{running}", address, point):
-            result.ignored = "repeat"
-            return
-        if vendor_id is not None and (of_a_state or any(r.vendor_id == vendor_id for r in result.reports)):
-            vendor_id = f"{vendor_id}/{kind}"
-            if any(r.vendor_id == vendor_id for r in result.reports):
-                vendor_id = "/".join((vendor_id, *(value or "" for _, value in address)))
+        vendor_id = self.id(env) if self.id else None
+        running = ""
+        if vendor_id is not None:
+            vendor_id = _distinct(vendor_id, kind, address, of_a_state, {r.vendor_id for r in result.reports})
+        elif self.running is not None or time is not None:
+            same = (r.running for r in result.reports if (r.kind, r.sensor, r.time) == (kind, sensor, time))
+            running = _counted(self._content(env, run), set(same))
         native = {name: value for name, value in address if value}
         for name, value in self.native:
             text = as_text(value(env))
@@ -396,12 +402,11 @@ class Action:
         result.reports.append(
             Report(
                 device=reader.device,
-                sensor=point.id if point else None,
+                sensor=sensor,
                 kind=kind,
                 time=time,
                 vendor_id=vendor_id,
-                running=running or "" if vendor_id is None else "",
-                repeat_window=self.repeats if vendor_id is None and not of_a_state else None,
+                running=running,
                 replayed=env.retained or (self.replayed is not None and self.replayed(env)),
                 actor=self._actor(env),
                 labels=_labels(self.labels, env) if self.labels else (),
@@ -409,6 +414,12 @@ class Action:
                 details=self._details(env, run),
             )
         )
+
+    def _content(self, env: Env, run: Run) -> str:
+        """What makes the message, or the item of it, what it is; the same for one that comes twice."""
+        if self.running is not None:
+            return "/".join(as_text(value(env)) or "" for value in self.running)
+        return _digest(run.body if env.key is None else env.item)
 
     def _is_copy(
         self,
@@ -467,6 +478,31 @@ def _parts(values: Sequence[Any]) -> list[tuple[str, Getter]]:
             name = last if isinstance(last, str) else ""
         parts.append((name, _value(value)))
     return parts
+
+
+def _counted(text: str, taken: Container[str | None]) -> str:
+    """`text`, or `text/2`, `text/3`, … if that is taken."""
+    count, counted = 1, text
+    while counted in taken:
+        count += 1
+        counted = f"{text}/{count}"
+    return counted
+
+
+def _distinct(
+    vendor_id: str,
+    kind: Kind,
+    address: tuple[tuple[str, str | None], ...],
+    of_a_state: bool,
+    taken: Container[str | None],
+) -> str:
+    """An id for one of perhaps several events of a message to which the vendor gave one id. Which of a
+    message's states changed depends on what came before, so events of states always have their kind."""
+    if of_a_state or vendor_id in taken:
+        vendor_id = f"{vendor_id}/{kind}"
+    if vendor_id in taken:
+        vendor_id = "/".join((vendor_id, *(value or "" for _, value in address)))
+    return _counted(vendor_id, taken)
 
 
 def _percent(raw: Any) -> float | None:
