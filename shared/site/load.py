@@ -109,7 +109,7 @@ def read(
         raise SiteError([Mistake(name, 1, 1, "", said, "begin with `site: name-of-the-site`")])
     model = _site_model(tuple((targets or {}).items()))
     found = list(_twice(value))
-    context = {**_names(value), "rooms": rooms, "adapters": adapters, "refs": {}}
+    context = {**_names(value), "rooms": rooms, "adapters": adapters, "refs": {}, "remedies": {}}
     site: Site | None = None
     try:
         with _no_collecting():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date, datetime, timedelta
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -46,10 +46,30 @@ def mistake(problem: str, remedy: str) -> PydanticCustomError:
     return PydanticCustomError("site", "{problem}", {"problem": problem, "remedy": remedy})
 
 
+_MANY = 500
+
+
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """A remedy: the known word that looks like `word`, else `otherwise`."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """A remedy: the known word that looks like `word`, else `otherwise`.
+
+    Of very many words only those that begin or end like `word` are looked at.
+    """
+    words = list(known)
+    if len(words) > _MANY:
+        words = [one for one in words if one[:3] == word[:3] or one[-3:] == word[-3:]][:_MANY]
+    close = get_close_matches(word, words, n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else otherwise
+
+
+def _one_that_exists(name: str, known: Collection[str], otherwise: str, info: ValidationInfo) -> str:
+    """`did_you_mean`, which is slow, once for each name, and not for ever more of them."""
+    said: dict[tuple[str, str], str] = info.context.get("remedies", {}) if info.context else {}
+    key = (name, otherwise)
+    if key not in said:
+        if len(said) >= _MANY:
+            return otherwise
+        said[key] = did_you_mean(name, known, otherwise)
+    return said[key]
 
 
 # ── Small types ──────────────────────────────────────────────────────────────────────────────────
@@ -275,7 +295,7 @@ def _known(what: str) -> Callable[[str, ValidationInfo], str]:
         if known is not None and name not in known:
             raise mistake(
                 f'{what[:-1]} "{name[:64]}" does not exist',
-                did_you_mean(name, known, f"add it under {what}, or name one that is there"),
+                _one_that_exists(name, known, f"add it under {what}, or name one that is there", info),
             )
         return name
 
@@ -296,7 +316,9 @@ def _sensor_pattern(name: str, info: ValidationInfo) -> str:
     if "*" not in name:
         raise mistake(
             f'sensor "{name[:64]}" does not exist',
-            did_you_mean(name, known, "name a sensor or device of this file, or a pattern like dock-*"),
+            _one_that_exists(
+                name, known, "name a sensor or device of this file, or a pattern like dock-*", info
+            ),
         )
     return name
 

@@ -318,6 +318,20 @@ def test_many_mistakes_are_cut_and_counted() -> None:
     assert str(caught.value).endswith("… and 50 more")
 
 
+def test_a_name_that_is_wrong_in_two_places_has_a_remedy_for_each() -> None:
+    text = GOOD.replace("camera: dock", "camera: nigt").replace("schedule: night", "schedule: nigt")
+    assert [said.split("; ")[1] for said in mistakes_of(text)] == [
+        "add it under cameras, or name one that is there",
+        'did you mean "night"?',
+    ]
+
+
+def test_of_very_many_names_the_like_one_is_found() -> None:
+    cameras = "".join(f"  camera-{number}: {{}}\n" for number in range(2000))
+    text = f"site: hq\ncameras:\n{cameras}  dock-door: {{}}\ndevices:\n  d: {{adapter: webhook, cameras: [dok-door]}}"
+    assert 'did you mean "dock-door"?' in mistakes_of(text)[0]
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="cannot be read"):
         load(tmp_path / "none.yaml")
