@@ -369,39 +369,30 @@ class _Link:
         while True:
             await self._room.wait()
             self._wake.clear()
-            longest, since = _LONGEST_PAUSE, loop.time()
+            longest, since = _LONGEST_PAUSE, None
             self._door = None
             try:
                 self._door = self._open_door()
-                source = self._source = await self._join(self._door)
+                source, resumed = await _enter_any(self._door, resume=True, old=self._old)
+                self._source, since = source, loop.time()
+                self._old = self._door.version is None and source.version == "3.1.1"
+                reason = await self._serve(source, self._door, resumed)
             except _TROUBLE as error:
                 reason = _explained(error, self._door)
                 if isinstance(error, BrokerRefused):
                     longest = _LONGEST_PAUSE_REFUSED
                 self._context.lost(self._id, reason)
-            else:
-                told = ""
-                self._context.heard(self._id)
-                log.info(
-                    "connected",
-                    extra={"device": self._id, "broker": self._door.where, "mqtt": source.version},
-                )
-                try:
-                    async for packets in source:
-                        self._read(source, packets)
-                finally:
-                    self._source = None
-                    source.leave()
-                reason = source.closed.result() if source.closed.done() else ""
-                if loop.time() - since > _STEADY:
-                    pause = 0.0
+            finally:
+                self._source = None
+            if since is not None and loop.time() - since > _STEADY:
+                pause, told = 0.0, ""
             if reason != told and not self._wake.is_set():
                 told = reason
                 log.warning(
                     "no connection to the broker; trying again",
                     extra={
                         "device": self._id,
-                        "broker": self._door.where if self._door else self._device.url,
+                        "broker": self._door.where if self._door else self._device.broker,
                         "reason": reason,
                     },
                 )
@@ -410,28 +401,43 @@ class _Link:
                 async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311 (jitter)
                     await self._wake.wait()
 
-    async def _join(self, door: _Door) -> Source:
-        """A connection that is subscribed to all it should be, and nothing else."""
-        source, resumed = await _enter_any(door, resume=True, old=self._old)
+    async def _serve(self, source: Source, door: _Door, resumed: bool) -> str:
+        """Take in messages until the connection ends; returns why it did. Raises `NotSubscribed`,
+        TimeoutError or ConnectionError if it could not be subscribed."""
+        if not resumed:
+            self._taken.clear()
+        # Beside, not before: what a session has queued comes ahead of the answer to SUBSCRIBE, and as
+        # much of it as may be in flight has to be settled before the answer can be read.
+        subscribing = asyncio.create_task(self._subscribe(source, door, resumed))
         try:
-            self._old = door.version is None and source.version == "3.1.1"
-            host, _, tls = door.endpoint.address()
-            if door.endpoint.login()[1] is not None and not tls and not is_loopback(host):
-                log.warning(
-                    "the password travels in clear: use mqtts:// if the broker has it",
-                    extra={"device": self._id, "broker": door.where},
-                )
-            key = f"filters/{self._id}"
-            if not resumed:
-                self._taken.clear()
-            elif stale := set((self._context.recall(key) or "").split("\n")) - {"", *door.filters}:
+            async for packets in source:
+                self._read(source, packets)
+            await subscribing
+        finally:
+            subscribing.cancel()
+            source.leave()
+        return source.closed.result()
+
+    async def _subscribe(self, source: Source, door: _Door, resumed: bool) -> None:
+        """Be subscribed to all that is to be followed, and to nothing else."""
+        key = f"filters/{self._id}"
+        before = (self._context.recall(key) or "").split("\n") if resumed else []
+        try:
+            if stale := set(before) - {"", *door.filters}:
                 source.drop(sorted(stale))
             await source.take(door.filters)
-            self._context.remember(key, "\n".join(door.filters))
         except BaseException:
-            source.abort("not subscribed")
+            source.abort("it could not be subscribed")
             raise
-        return source
+        self._context.remember(key, "\n".join(door.filters))
+        self._context.heard(self._id)
+        log.info("connected", extra={"device": self._id, "broker": door.where, "mqtt": source.version})
+        host, _, tls = door.endpoint.address()
+        if door.endpoint.login()[1] is not None and not tls and not is_loopback(host):
+            log.warning(
+                "the password travels in clear: use mqtts:// if the broker has it",
+                extra={"device": self._id, "broker": door.where},
+            )
 
     # ── from messages to reports ─────────────────────────────────────────────────────────────────
 

@@ -33,6 +33,7 @@ LARGEST = 1024 * 1024
 """Largest packet. A broker of MQTT 5 is told, and leaves larger ones out; of a 3.1.1 broker they are
 passed over here."""
 
+_BATCH = 128
 _MOST_BYTES = 16 * 1024 * 1024
 _Code = mqtt5.ConnAckReasonCode
 
@@ -150,11 +151,14 @@ class Source(Connection):
         return self
 
     async def __anext__(self) -> list[mqtt5.PublishPacket]:
-        await self._news.wait()
+        if self._inbox:
+            await asyncio.sleep(0)  # The other tasks' turn: what is decoded can be on its way already.
+        else:
+            await self._news.wait()
         if not self._inbox:
             raise StopAsyncIteration
-        batch, self._inbox = self._inbox, []
-        if not self.closed.done():
+        batch, self._inbox = self._inbox[:_BATCH], self._inbox[_BATCH:]
+        if not self._inbox and not self.closed.done():
             self._news.clear()
         return batch
 
