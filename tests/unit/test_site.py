@@ -328,7 +328,8 @@ def test_a_name_that_is_wrong_in_two_places_has_a_remedy_for_each() -> None:
 
 def test_of_very_many_names_the_like_one_is_found() -> None:
     cameras = "".join(f"  camera-{number}: {{}}\n" for number in range(2000))
-    text = f"site: hq\ncameras:\n{cameras}  dock-door: {{}}\ndevices:\n  d: {{adapter: webhook, cameras: [dok-door]}}"
+    device = "devices: {d: {adapter: webhook, cameras: [dok-door]}}"
+    text = f"site: hq\ncameras:\n{cameras}  dock-door: {{}}\n{device}"
     assert 'did you mean "dock-door"?' in mistakes_of(text)[0]
 
 
