@@ -32,6 +32,8 @@ after another. Returns a result for each item, or None. What it raises undoes th
 _Batch = list[tuple[Work, Any, asyncio.Future[Any] | None]]
 
 _LAZY = 0.05
+_TRY_AGAIN = 2.0
+"""Seconds after which a full store looks whether there is room again."""
 _SLOW = 0.01
 """Seconds for a commit, as a rule, above which a thread commits."""
 _LOG_BYTES = 8 * 1024 * 1024
@@ -63,6 +65,8 @@ class Store:
         self._slow = False
         self._usual = 0.0
         self._lazy_timer: asyncio.TimerHandle | None = None
+        self._probe: asyncio.TimerHandle | None = None
+        self._closing = False
         self._connection: sqlite3.Connection | None = None
         self._idle: asyncio.Event | None = None
         self.full = False
@@ -80,6 +84,16 @@ class Store:
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        self._grow_log()
+        self._measure()
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
@@ -88,16 +102,12 @@ class Store:
         connection.execute("PRAGMA busy_timeout=5000")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > len(self._schema):
-            connection.close()
             raise StoreNewer(
                 f"{self.path} has version {version}, this Tocsin knows up to {len(self._schema)}: "
                 "run the newer Tocsin"
             )
         for number in range(version, len(self._schema)):
             connection.executescript(f"BEGIN;{self._schema[number]};PRAGMA user_version={number + 1};COMMIT;")
-        self._connection = connection
-        self._grow_log()
-        self._measure()
 
     def _grow_log(self) -> None:
         """Give the log its size now: an fsync of a file that grows takes half as long again."""
@@ -105,22 +115,31 @@ class Store:
         assert connection is not None
         with contextlib.suppress(sqlite3.Error):
             connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("DROP TABLE IF EXISTS grown")
             connection.execute("CREATE TABLE grown(x BLOB)")
             connection.execute("INSERT INTO grown VALUES (zeroblob(?))", (_LOG_BYTES,))
             connection.execute("DROP TABLE grown")
-            connection.execute("PRAGMA wal_checkpoint(RESTART)")
+        # Before the log is used from its beginning, what an earlier run left in it must be in the
+        # database for certain.
         connection.execute("PRAGMA synchronous=FULL")
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("PRAGMA wal_checkpoint(RESTART)")
 
     async def close(self) -> None:
         """Commit what was submitted and close."""
         if self._connection is None:
             return
-        if self._queue and not self._committing:
-            self._start()
         assert self._idle is not None
-        await self._idle.wait()
-        await self._loop.run_in_executor(self._writer, self._connection.close)
-        self._connection = None
+        self._closing = True
+        while self._queue or self._committing:
+            if not self._committing:
+                self._start()
+            await self._idle.wait()
+        connection, self._connection = self._connection, None
+        for timer in (self._lazy_timer, self._probe):
+            if timer is not None:
+                timer.cancel()
+        await self._loop.run_in_executor(self._writer, connection.close)
         self._writer.shutdown(wait=False)
         self._keeper.shutdown(wait=False)
 
@@ -129,6 +148,10 @@ class Store:
 
         The future's error is `StoreFull` if the disk is full, else sqlite3.Error."""
         future: asyncio.Future[Any] = self._loop.create_future()
+        if self._connection is None:
+            future.set_exception(sqlite3.ProgrammingError("the store is closed"))
+            future.exception()
+            return future
         self._queue.append((work, item, future))
         if not self._committing:
             self._start_soon()
@@ -137,6 +160,8 @@ class Store:
     def submit_lazy(self, work: Work, item: Any) -> None:
         """As `submit`, for what may be lost and is then done again: it waits for the next commit,
         or 50 ms."""
+        if self._connection is None:
+            return
         self._queue.append((work, item, None))
         if not self._committing and self._lazy_timer is None:
             self._lazy_timer = self._loop.call_later(_LAZY, self._start)
@@ -205,9 +230,12 @@ class Store:
     def _measure(self) -> bool:
         connection = self._connection
         assert connection is not None
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        try:
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+            (size,) = connection.execute("PRAGMA page_size").fetchone()
+        except sqlite3.Error:
+            return self.full
         self.bytes = (pages - free) * size
         limit = self._max_bytes * 0.95 if self.full else self._max_bytes
         return bool(self.bytes > limit)
@@ -233,6 +261,9 @@ class Store:
                 if future is not None and not future.done():
                     future.set_exception(error)
                     future.exception()
+            if isinstance(error, StoreFull) and not self._closing:
+                # Much of it makes room, so it is not given up.
+                self._queue[:0] = [each for each in batch if each[2] is None and each[0] is not _touch]
         else:
             for (_, _, future), result in zip(batch, results, strict=True):
                 if future is not None and not future.done():
@@ -242,10 +273,20 @@ class Store:
         else:
             self._committing = False
             assert self._idle is not None
-            if self._queue:
-                self._lazy_timer = self._loop.call_later(_LAZY, self._start)
+            if self._queue and self._lazy_timer is None:
+                pause = _LAZY if error is None else _TRY_AGAIN
+                self._lazy_timer = self._loop.call_later(pause, self._start)
             self._idle.set()
+        if self.full and self._probe is None and not self._closing:
+            self._probe = self._loop.call_later(_TRY_AGAIN, self._try_again)
         self._checkpoint(len(batch))
+
+    def _try_again(self) -> None:
+        """Whether there is room again: while it is full nothing else might ask."""
+        self._probe = None
+        if self.full:
+            self.submit_lazy(_touch, None)
+            self._probe = self._loop.call_later(_TRY_AGAIN, self._try_again)
 
     def _checkpoint(self, items: int) -> None:
         """Move the log into the database from time to time, beside the writer and not in its way."""
@@ -273,3 +314,9 @@ class Store:
         except sqlite3.Error as error:
             log.warning("the store's log could not be checkpointed", extra={"error": str(error)})
         self._checkpointing = False
+
+
+def _touch(connection: sqlite3.Connection, items: Sequence[Any]) -> None:
+    """The least that has to be written to the disk."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute(f"PRAGMA user_version={version}")

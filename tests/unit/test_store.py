@@ -1,0 +1,275 @@
+"""What the store says is on disk is there after a SIGKILL; it is never wrong in silence."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.store import Store, StoreFull, StoreNewer
+from tests.gateway import until
+
+SCHEMA = ("CREATE TABLE thing(number INTEGER PRIMARY KEY, text TEXT NOT NULL DEFAULT '')",)
+
+
+def insert(connection: sqlite3.Connection, items: Sequence[Any]) -> list[int]:
+    connection.executemany("INSERT INTO thing(number) VALUES (?)", ((item,) for item in items))
+    return list(items)
+
+
+def fill(connection: sqlite3.Connection, items: Sequence[Any]) -> None:
+    connection.executemany("INSERT INTO thing(text) VALUES (?)", (("x" * item,) for item in items))
+
+
+def empty(connection: sqlite3.Connection, items: Sequence[Any]) -> None:
+    connection.execute("DELETE FROM thing")
+
+
+def numbers(connection: sqlite3.Connection) -> list[int]:
+    return [number for (number,) in connection.execute("SELECT number FROM thing ORDER BY number")]
+
+
+async def holds(store: Store, number: int) -> None:
+    """Return when it does."""
+    async with asyncio.timeout(10):
+        while number not in await store.read(numbers):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def opened(folder: Path, schema: Sequence[str] = SCHEMA, **options: Any) -> AsyncIterator[Store]:
+    store = Store(folder / "state" / "it.db", schema, **options)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def full_disk(store: Store, full: bool) -> None:
+    """Let the database grow no more, which to SQLite is a full disk; or let it grow again."""
+
+    def free_pages(connection: sqlite3.Connection) -> int:
+        (pages,) = connection.execute("PRAGMA freelist_count").fetchone()
+        return int(pages)
+
+    def limit(connection: sqlite3.Connection) -> None:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count={pages if full else 1 << 30}")
+
+    while full and (free := await store.read(free_pages)):
+        await store.submit(fill, 4000 * free)
+    await store.read(limit)
+
+
+async def test_results_come_back_in_order_and_survive(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        assert await asyncio.gather(*(store.submit(insert, n) for n in range(100))) == list(range(100))
+    async with opened(tmp_path) as store:
+        assert await store.read(numbers) == list(range(100))
+
+
+async def test_a_burst_pays_for_one_commit(tmp_path: Path) -> None:
+    batches: list[int] = []
+
+    def counted(connection: sqlite3.Connection, items: Sequence[Any]) -> list[int]:
+        batches.append(len(items))
+        return insert(connection, items)
+
+    async with opened(tmp_path) as store:
+        await asyncio.gather(*(store.submit(counted, n) for n in range(500)))
+    assert batches == [500]
+
+
+async def test_work_of_several_sorts_stays_in_order(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        first, second = store.submit(insert, 1), store.submit(empty, None)
+        third = store.submit(insert, 2)
+        await asyncio.gather(first, second, third)
+        assert await store.read(numbers) == [2]
+
+
+_ROOT = Path(__file__).resolve().parents[2]
+_CHILD = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from shared.store import Store
+from tests.unit.test_store import SCHEMA, insert
+
+async def main():
+    store = Store(Path(sys.argv[2]), SCHEMA)
+    await store.open()
+    store._slow = sys.argv[3] == "slow"
+    number = 0
+    def told(done):
+        sys.stdout.write(f"{done.result()}\\n")
+        sys.stdout.flush()
+    while True:
+        for _ in range(7):
+            number += 1
+            store.submit(insert, number).add_done_callback(told)
+        await asyncio.sleep(0)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("disk", ["quick", "slow"])
+async def test_what_was_acknowledged_is_there_after_a_kill(disk: str, tmp_path: Path) -> None:
+    path = tmp_path / "state" / "it.db"
+    for many in (50, 700):
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _CHILD, str(_ROOT), str(path), disk, stdout=asyncio.subprocess.PIPE
+        )
+        assert child.stdout is not None
+        acknowledged = [int(await child.stdout.readline()) for _ in range(many)]
+        child.kill()
+        rest = await child.stdout.read()
+        await child.wait()
+        acknowledged += [int(line) for line in rest.splitlines(keepends=True) if line.endswith(b"\n")]
+        async with opened(tmp_path) as store:
+            there = await store.read(numbers)
+            assert set(acknowledged) <= set(there)
+            # Nothing is there by halves either: commits are of what came before.
+            assert there == list(range(1, len(there) + 1))
+            await store.submit(empty, None)
+
+
+async def test_a_mistake_undoes_the_whole_commit_and_nothing_after_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        good, bad = store.submit(insert, 1), store.submit(insert, 1)
+        for future in (good, bad):
+            with pytest.raises(sqlite3.IntegrityError):
+                await future
+        assert await store.submit(insert, 2) == 2
+        assert await store.read(numbers) == [2]
+
+
+async def test_closing_brings_to_disk_what_could_wait(tmp_path: Path) -> None:
+    for slow in (False, True):
+        async with opened(tmp_path) as store:
+            store._slow = slow
+            store.submit(insert, 10 + slow)
+            await asyncio.sleep(0)
+            # While a commit is under way, and after it.
+            store.submit_lazy(insert, 20 + slow)
+    async with opened(tmp_path) as store:
+        assert await store.read(numbers) == [10, 11, 20, 21]
+
+
+async def test_what_may_wait_does_not_wait_for_ever(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        store.submit_lazy(insert, 1)
+        await holds(store, 1)
+
+
+async def test_a_closed_store_takes_nothing_and_says_so(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        pass
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        await store.submit(insert, 1)
+    store.submit_lazy(insert, 1)
+    await store.close()
+    await asyncio.sleep(0.1)  # a timer that was left behind would fail the test
+
+
+# ── full ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_store_over_its_limit_says_so_until_there_is_room(tmp_path: Path) -> None:
+    told: list[bool] = []
+    async with opened(tmp_path, max_bytes=200_000) as store:
+        store.on_full = told.append
+        while not store.full:
+            await store.submit(fill, 5000)
+        assert told == [True]
+        assert store.bytes > 200_000
+        await store.submit(empty, None)
+        assert told == [True, False]
+        assert store.bytes < 200_000
+
+
+async def test_a_full_disk_takes_nothing_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.store._TRY_AGAIN", 0.05)
+    told: list[bool] = []
+    async with opened(tmp_path) as store:
+        store.on_full = told.append
+        await full_disk(store, True)
+        with pytest.raises(StoreFull):
+            await store.submit(fill, 500_000)
+        assert told == [True]
+        await full_disk(store, False)
+        # Nobody submits anything while it is full, and yet it comes back.
+        await until(lambda: told == [True, False])
+        await store.submit(fill, 500_000)
+
+
+async def test_what_may_wait_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.store._TRY_AGAIN", 0.05)
+    async with opened(tmp_path) as store:
+        await full_disk(store, True)
+        refused = store.submit(fill, 500_000)
+        store.submit_lazy(insert, 100_000)
+        with pytest.raises(StoreFull):
+            await refused
+        await full_disk(store, False)
+        await holds(store, 100_000)
+
+
+async def test_a_full_disk_does_not_keep_it_from_closing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await full_disk(store, True)
+        store.submit_lazy(fill, 500_000)
+
+
+# ── versions ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_older_store_is_brought_up_to_date_with_what_it_holds(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.submit(insert, 7)
+    newer = (*SCHEMA, "ALTER TABLE thing ADD COLUMN colour TEXT; UPDATE thing SET colour = 'red'")
+    async with opened(tmp_path, newer) as store:
+        rows = await store.read(lambda c: c.execute("SELECT number, colour FROM thing").fetchall())
+        assert rows == [(7, "red")]
+    with pytest.raises(StoreNewer, match="version 2, this Tocsin knows up to 1"):
+        await Store(tmp_path / "state" / "it.db", SCHEMA).open()
+
+
+async def test_a_change_of_version_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.submit(insert, 7)
+    with pytest.raises(sqlite3.Error):
+        await Store(tmp_path / "state" / "it.db", (*SCHEMA, "DELETE FROM thing; NONSENSE")).open()
+    async with opened(tmp_path) as store:
+        assert await store.read(numbers) == [7]
+
+
+async def test_what_a_killed_start_left_behind_does_not_matter(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.read(lambda c: c.execute("CREATE TABLE grown(x BLOB)"))
+    async with opened(tmp_path) as store:
+        tables = await store.read(lambda c: c.execute("SELECT name FROM sqlite_master").fetchall())
+        assert ("grown",) not in tables
+
+
+async def test_the_log_does_not_grow_without_end(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        log = store.path.with_name("it.db-wal")
+        sizes = []
+        for _ in range(6):
+            for _ in range(10):
+                await asyncio.gather(*(store.submit(fill, 2000) for _ in range(200)))
+                await store.submit(empty, None)
+            await asyncio.sleep(0.05)
+            sizes.append(log.stat().st_size)
+    assert sizes[-1] < 64 * 1024 * 1024
