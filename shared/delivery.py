@@ -142,7 +142,8 @@ class _Lane:
     id: str
     queues: tuple[_Queue, ...]
     busy: bool = False
-    queued: bool = False
+    queued: int | None = None
+    """The rank at which it waits for a worker, if it does."""
     not_before: float = 0.0
     pause: float = 0.0
     refused: object = None
@@ -157,7 +158,7 @@ class _Lane:
     timer: asyncio.TimerHandle | None = None
 
     def more_on_disk(self, ahead: int) -> bool:
-        return any(q.loaded < q.newest and len(q.ready) <= ahead // 4 for q in self.queues)
+        return any(q.loaded < q.newest and len(q.ready) + q.reserved <= ahead // 4 for q in self.queues)
 
 
 _AHEAD, _AHEAD_OF_ALL = 32, 4096
@@ -166,6 +167,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _REFUSED_PAUSE = 300.0
 """A refused credential is tried again so often, in case the target has changed its mind."""
 _RANKS = 2
+_MOST_LETTERS = 4000
+"""As many as fit into one message to the broker."""
 
 
 class Publisher(Part):
@@ -187,6 +190,7 @@ class Publisher(Part):
         self._ready: tuple[deque[_Lane], ...] = tuple(deque() for _ in range(_RANKS))
         self._wake = asyncio.Semaphore(0)
         self._seq = 0
+        self._reviving = 0
         self.outstanding = 0
         self.dead = 0
         self._loaders: set[asyncio.Task[None]] = set()
@@ -224,7 +228,11 @@ class Publisher(Part):
             self._seq += 1
             lane = self._lane(lane_id)
             queue = lane.queues[rank]
-            ahead = queue.loaded >= queue.newest and len(queue.ready) + queue.reserved < self._ahead
+            ahead = (
+                not self._reviving
+                and queue.loaded >= queue.newest
+                and len(queue.ready) + queue.reserved < self._ahead
+            )
             queue.reserved += ahead
             queue.newest = self._seq
             if ahead:
@@ -290,15 +298,18 @@ class Publisher(Part):
             loader = asyncio.ensure_future(self._load(lane))
             self._loaders.add(loader)
             loader.add_done_callback(self._loaders.discard)
-        if lane.busy or lane.queued or lane.refused is not None or not lane.waiting():
+        if lane.busy or lane.refused is not None or not lane.waiting():
+            return
+        rank = 0 if lane.queues[0].ready else 1
+        if lane.queued is not None and lane.queued <= rank:
             return
         wait = lane.not_before - time.monotonic()
         if wait > 0:
             if lane.timer is None:
                 lane.timer = asyncio.get_running_loop().call_later(wait, self._wait_over, lane)
             return
-        lane.queued = True
-        self._ready[0 if lane.queues[0].ready else 1].append(lane)
+        lane.queued = rank
+        self._ready[rank].append(lane)
         self._wake.release()
 
     def _wait_over(self, lane: _Lane) -> None:
@@ -330,7 +341,9 @@ class Publisher(Part):
         while True:
             await self._wake.acquire()
             lane = (self._ready[0] or self._ready[1]).popleft()
-            lane.queued = False
+            if lane.queued is None:
+                continue  # it was moved up and has been worked on since
+            lane.queued = None
             lane.busy = True
             try:
                 await self._work(lane)
@@ -344,6 +357,7 @@ class Publisher(Part):
             return
         task = queue.ready[0]
         task.tries += 1
+        credential = self.target.credential(lane.id)
         try:
             remote = None
             found = False
@@ -356,7 +370,7 @@ class Publisher(Part):
         except Retry as error:
             self._wait(lane, task, str(error), error.after)
         except NotAllowed as error:
-            self._pause(lane, str(error))
+            self._pause(lane, credential, str(error))
         except Refused as error:
             queue.ready.popleft()
             self._bury(lane, task, str(error))
@@ -376,9 +390,11 @@ class Publisher(Part):
         lane.not_before = time.monotonic() + pause
         self._say(lane, reason, task, retry_in=round(pause, 1))
 
-    def _pause(self, lane: _Lane, reason: str) -> None:
+    def _pause(self, lane: _Lane, credential: object, reason: str) -> None:
         metrics.ATTEMPTS.labels(self.target.name, "not_allowed").inc()
-        lane.refused = self.target.credential(lane.id) or "none"
+        if self.target.credential(lane.id) != credential:
+            return  # it was replaced while it was being refused
+        lane.refused = credential or "none"
         lane.refused_since = time.monotonic()
         self._say(lane, f"{reason}; it waits for another secret", None)
 
@@ -499,7 +515,9 @@ class Publisher(Part):
             match verb:
                 case "dead-letters":
                     answer = {
-                        "dead_letters": await self._store.read(_dead_letters(int(asked.get("limit", 1000))))
+                        "dead_letters": await self._store.read(
+                            _dead_letters(min(int(asked.get("limit", 1000)), _MOST_LETTERS))
+                        )
                     }
                 case "replay":
                     seqs = asked.get("seqs")
@@ -522,7 +540,12 @@ class Publisher(Part):
     async def _replay(self, seqs: list[int] | None) -> int:
         first = self._seq + 1
         self._seq += self.dead
-        rows = await self._store.submit(_revive, (seqs, first))
+        # What is taken meanwhile has a higher number, and must not go before these unseen.
+        self._reviving += 1
+        try:
+            rows = await self._store.submit(_revive, (seqs, first))
+        finally:
+            self._reviving -= 1
         for seq, lane_id, rank in rows:
             lane = self._lane(lane_id)
             queue = lane.queues[rank]

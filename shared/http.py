@@ -8,6 +8,7 @@ answered can't.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -57,15 +58,48 @@ class Http:
     def __init__(
         self, *, timeout: float, connect_timeout: float, ca_file: str | None = None, connections: int = 64
     ) -> None:
+        self._way: tuple[float, float, str | None, int] | None = None
+        self._transport: AiohttpTransport | None = None
+        self._retired: set[asyncio.Task[None]] = set()
+        self._problem: str | None = None
+        self.use(timeout=timeout, connect_timeout=connect_timeout, ca_file=ca_file, connections=connections)
+
+    def use(
+        self, *, timeout: float, connect_timeout: float, ca_file: str | None = None, connections: int = 64
+    ) -> None:
+        """Connect like this from now on. What is under way ends as it began.
+
+        With a `ca_file` that can't be read nothing is sent: every request says so, until there is one."""
+        way = (timeout, connect_timeout, ca_file, connections)
+        if way == self._way and self._problem is None:
+            return
+        try:
+            context = ssl.create_default_context(cafile=ca_file)
+        except (OSError, ValueError) as error:
+            self._problem = f"the CA file {ca_file} can't be used: {_said(error)}"
+            return
+        if self._transport is not None and self._way is not None:
+            self._retire(self._transport, self._way[0])
+        self._way, self._problem = way, None
         self._timeout = {"connect": connect_timeout, "pool": timeout, "read": timeout, "write": timeout}
-        context = ssl.create_default_context(cafile=ca_file)
         self._transport = AiohttpTransport(
             verify=context,
             client=lambda: aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=connections, ssl=context),
                 cookie_jar=aiohttp.DummyCookieJar(),
-            )
+            ),
         )
+
+    def _retire(self, transport: AiohttpTransport, timeout: float) -> None:
+        async def close() -> None:
+            try:
+                await asyncio.sleep(2 * timeout)
+            finally:
+                await transport.aclose()
+
+        task = asyncio.ensure_future(close())
+        self._retired.add(task)
+        task.add_done_callback(self._retired.discard)
 
     async def send(
         self,
@@ -81,6 +115,8 @@ class Http:
         `safe` says that repeating it does no harm. Raises `Retry` (never sent, or asked to come again),
         `Uncertain` (sent, and its outcome unknown; not if `safe`), `NotAllowed` (401, 403), `Rejected`.
         """
+        if self._problem is not None or self._transport is None:
+            raise Retry(str(self._problem))
         request = httpx.Request(
             method, url, headers=headers, content=body, extensions={"timeout": self._timeout}
         )
@@ -114,7 +150,11 @@ class Http:
         raise Rejected(status, detail)
 
     async def close(self) -> None:
-        await self._transport.aclose()
+        for task in list(self._retired):
+            task.cancel()
+        await asyncio.gather(*self._retired, return_exceptions=True)
+        if self._transport is not None:
+            await self._transport.aclose()
 
 
 def retry_after(value: str | None) -> float | None:

@@ -18,7 +18,7 @@ import logging
 import random
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any
+from typing import Any, TypedDict
 
 import orjson
 from pydantic import SecretStr
@@ -40,7 +40,6 @@ EVENT_TYPES = {
 }
 """The only values of `event_type` that the guide allows; every other kind goes without one."""
 
-_CONNECTIONS = 32
 _LONGEST_LABEL = 256
 _PATIENCE_FOR_DEVICES = 5.0
 """An event waits no longer than this for the devices to be listed: Camio ties an event to video by the
@@ -58,14 +57,19 @@ class _Wanted:
     token: SecretStr | None
 
 
+class _Way(TypedDict):
+    timeout: float
+    connect_timeout: float
+    ca_file: str | None
+
+
 class Camio(Target):
     name = "camio"
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._settings = runtime.site.targets.camio
-        self._http = _connect(self._settings)
-        self._closing: set[asyncio.Task[None]] = set()
+        self._http = Http(**_way(self._settings))
         self._change = asyncio.Event()
         self._listed = asyncio.Event()
         """Set once the present list of devices was sent, or that was tried in vain."""
@@ -77,28 +81,11 @@ class Camio(Target):
         return self._token()
 
     def changed(self) -> None:
-        before, now = self._settings, self._runtime.site.targets.camio
-        if now != before:
-            self._settings = now
-            if _way(now) != _way(before):
-                self._retire(self._http)
-                self._http = _connect(now)
+        self._settings = self._runtime.site.targets.camio
+        self._http.use(**_way(self._settings))
         self._change.set()
 
-    def _retire(self, http: Http) -> None:
-        """Close connections once what is under way on them has ended."""
-
-        async def close() -> None:
-            await asyncio.sleep(self._settings.timeout if self._settings else 0)
-            await http.close()
-
-        task = asyncio.ensure_future(close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
     async def close(self) -> None:
-        for task in list(self._closing):
-            task.cancel()
         await self._http.close()
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────
@@ -213,17 +200,12 @@ class Camio(Target):
         return settings, {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
 
-def _way(settings: CamioTarget | None) -> tuple[object, ...]:
-    return (settings.timeout, settings.connect_timeout, settings.ca_file) if settings else ()
-
-
-def _connect(settings: CamioTarget | None) -> Http:
-    return Http(
-        timeout=settings.timeout if settings else 30.0,
-        connect_timeout=settings.connect_timeout if settings else 10.0,
-        ca_file=settings.ca_file if settings else None,
-        connections=_CONNECTIONS,
-    )
+def _way(settings: CamioTarget | None) -> _Way:
+    return {
+        "timeout": settings.timeout if settings else 30.0,
+        "connect_timeout": settings.connect_timeout if settings else 10.0,
+        "ca_file": settings.ca_file if settings else None,
+    }
 
 
 def devices(site: Site, select: Select) -> dict[str, str]:

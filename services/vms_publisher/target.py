@@ -9,22 +9,28 @@ is unknown is looked for by it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import TypedDict
 from urllib.parse import urlencode
 
 import orjson
 from pydantic import SecretStr
 
 from shared.camera_token import TokenError, decode
-from shared.delivery import Job, NotAllowed, Retry, Target
+from shared.delivery import Job, NotAllowed, Retry, Target, Uncertain
 from shared.events import Event, SeenBy, Sighting
 from shared.http import Answer, Http, Rejected
 from shared.secrets import MissingSecret
 from shared.service import Runtime
-from shared.site import Camera, VmsTarget
+from shared.site import Camera, CameraVms, VmsTarget
 
 _PAGE = 100
 _MOST_PAGES = 50
+_UNFIT = str.maketrans({",": "_", "/": "_"})
+"""A search lists tag names with commas between, and a tag's address has its name between slashes."""
+_NOT_IN_NAMES = re.compile(r"[,/\x00-\x1f\x7f]")
+_LONGEST_NAME = 128
 
 
 @dataclass(slots=True)
@@ -32,11 +38,19 @@ class _Access:
     """A camera, opened by its present token."""
 
     token: SecretStr
+    vms: CameraVms
     camid: int
     base_url: str
     headers: dict[str, str]
     types: dict[str, bool] | None = None
     """The events that the camera knows, and whether each can be triggered at the camera itself."""
+
+
+class _Way(TypedDict):
+    timeout: float
+    connect_timeout: float
+    ca_file: str | None
+    connections: int
 
 
 class Vms(Target):
@@ -46,19 +60,19 @@ class Vms(Target):
         self._runtime = runtime
         self._access: dict[str, _Access] = {}
         self._settings = self._present()
-        self._http = self._connect()
+        self._http = Http(**self._way())
 
     def _present(self) -> VmsTarget:
         return self._runtime.site.targets.vms or VmsTarget()
 
-    def _connect(self) -> Http:
+    def _way(self) -> _Way:
         settings = self._settings
-        return Http(
-            timeout=settings.timeout,
-            connect_timeout=settings.connect_timeout,
-            ca_file=settings.ca_file,
-            connections=settings.lanes,
-        )
+        return {
+            "timeout": settings.timeout,
+            "connect_timeout": settings.connect_timeout,
+            "ca_file": settings.ca_file,
+            "connections": settings.lanes,
+        }
 
     def _camera(self, lane: str) -> Camera | None:
         return self._runtime.site.cameras.get(lane)
@@ -85,6 +99,7 @@ class Vms(Target):
         settings = self._present()
         if settings != self._settings:
             self._settings = settings
+            self._http.use(**self._way())
             self._access.clear()
 
     async def close(self) -> None:
@@ -97,7 +112,7 @@ class Vms(Target):
         try:
             token = self._runtime.secrets.read(camera.vms.token)
             access = self._access.get(lane)
-            if access is not None and access.token == token:
+            if access is not None and access.token == token and access.vms == camera.vms:
                 return access
             said = decode(token)
             base_url = said.base_url(
@@ -111,7 +126,7 @@ class Vms(Target):
             "Content-Type": "application/json",
             "Accept": "application/json",
         }
-        access = self._access[lane] = _Access(token, said.camid, base_url, headers)
+        access = self._access[lane] = _Access(token, camera.vms, said.camid, base_url, headers)
         return access
 
     async def deliver(self, lane: str, job: Job) -> str | None:
@@ -128,7 +143,12 @@ class Vms(Target):
             await self._register(access, name)
             answer = await self._create(access, name, job)
         said = answer.json()
-        return str(said["id"]) if isinstance(said, dict) and "id" in said else None
+        if isinstance(said, dict):
+            return str(said["id"]) if "id" in said else None
+        if self._settings.search_before_repeat:
+            # Perhaps it was not the VMS that answered.
+            raise Uncertain("the answer is not the VMS's")
+        return None
 
     async def _register(self, access: _Access, name: str) -> bool:
         """See to it that the camera knows the event; True if that was not known before."""
@@ -215,8 +235,8 @@ def metadata(event: Event, longest: int) -> dict[str, str]:
         "recorded": event.recordedtime.isoformat(timespec="milliseconds"),
     }
     if data.actor is not None:
-        said = data.actor.model_dump(exclude_none=True)
-        tags.update((f"actor_{key}", value) for key, value in said.items())
+        actor = data.actor.model_dump(exclude_none=True)
+        tags.update((f"actor_{key}", value) for key, value in actor.items())
     if data.labels:
         tags["labels"] = ", ".join(data.labels)
     if data.replayed:
@@ -224,12 +244,20 @@ def metadata(event: Event, longest: int) -> dict[str, str]:
     if data.count > 1:
         tags["count"] = str(data.count)
     for key, value in data.native.items():
-        tags[f"native_{key}"] = value
+        tags[_free(f"native_{key}", tags)] = value
     for key, value in data.details.items():
-        tags[key if key not in tags else f"detail_{key}"] = value
+        tags[_free(key, tags)] = value
     cut = [key for key, value in tags.items() if len(value) > longest]
     for key in cut:
         tags[key] = tags[key][: longest - 1] + "…"
     if cut:
         tags["tocsin_cut"] = ", ".join(cut)[:longest]
     return tags
+
+
+def _free(key: str, tags: dict[str, str]) -> str:
+    """A name for a tag that no other one has: without what would end it in a search or a path."""
+    key = _NOT_IN_NAMES.sub("_", key)[:_LONGEST_NAME] or "_"
+    while key in tags:
+        key = f"detail_{key}"
+    return key
