@@ -339,7 +339,7 @@ class _Checker:
             if problem:
                 self.say("error", at, problem)
             else:
-                self.say("ok", at, "it answers")
+                self.say("ok", at, "trying it found nothing wrong")
 
     async def _camera(self, camera_id: str, camera: _Camera) -> None:
         at = ("cameras", camera_id)

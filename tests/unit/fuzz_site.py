@@ -1,11 +1,7 @@
-"""Fuzzes the loader of the site file: whatever a file holds, `read` gives a site or a `SiteError`.
-
-Run it for as long as you like: `python tests/unit/fuzz_site.py [atheris's options] [corpus]`.
-"""
+"""Fuzzes the loader of the site file: whatever a file holds, `read` gives a site or a `SiteError`."""
 
 from __future__ import annotations
 
-import sys
 from typing import Literal
 
 from pydantic import Field
@@ -23,6 +19,44 @@ _TEXT = (
 )
 WORDS = _TEXT.split()
 """What site files are made of, for whoever makes up some."""
+
+
+GOOD = """\
+site: hq
+timezone: Europe/Berlin
+max_skew: 30s
+cameras:
+  lobby: {name: Lobby, vms: {token: {secret: camera_lobby}}}
+  dock: {vms: {token: {secret: camera_dock}}, time_offset: -1s}
+schedules:
+  night: {days: mon-fri, from: 22:00, to: 06:00, except: [2026-12-24]}
+devices:
+  panel:
+    adapter: dc09
+    account: "1234"
+    credentials: {key: {secret: panel_key}}
+    supervision: 90s
+    severity: {smoke.*: security, smoke.detected: life_safety}
+    sensors:
+      kitchen-smoke: {type: smoke, zone: 12, cameras: [lobby]}
+      hall-motion:
+        type: motion
+        zone: 13
+        cameras: [lobby, {camera: dock, offset: -2s}]
+        select: {schedule: night, not: {kind: motion.cleared}}
+        suppress: {window: 10s}
+  door:
+    adapter: webhook
+    profile: kisi
+    max_skew: 5m
+    sensors:
+      front-door: {type: access_control, door: 4, cameras: [lobby]}
+targets:
+  vms: {event_names: {access.*: door, access.forced_open: forced}}
+  camio: {token: {secret: camio}}
+adapters:
+  dc09: {port: 5000}
+"""
 
 
 class Sensor(site.Sensor):
@@ -55,6 +89,10 @@ class Room:
 ROOMS: dict[str, site.Room] = {"dc09": Room()}
 
 
+def seeds() -> list[bytes]:
+    return [GOOD.encode(), b"a: &a {x: 1}\nb: {<<: *a}\n", b"site: hq\nmax_skew: 1h30m\n"]
+
+
 def fuzz_one(data: bytes) -> None:
     """Raises for every input that is neither a site nor told, with a remedy, to be wrong."""
     try:
@@ -75,15 +113,3 @@ def judge(error: SiteError, data: bytes) -> None:
         assert mistake.column >= 1
         assert str(mistake).isprintable(), "something a terminal would obey"
     assert len(str(error).splitlines()) == len(error.mistakes) + bool(error.more)
-
-
-def main() -> None:
-    import atheris  # type: ignore[import-untyped]  # noqa: PLC0415
-
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, fuzz_one)
-    atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()

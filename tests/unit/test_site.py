@@ -31,44 +31,7 @@ from shared.site import (
     load,
 )
 from shared.site.load import MOST_MISTAKES, read
-from tests.unit.fuzz_site import ROOMS, WORDS, Device, Settings, fuzz_one
-
-GOOD = """\
-site: hq
-timezone: Europe/Berlin
-max_skew: 30s
-cameras:
-  lobby: {name: Lobby, vms: {token: {secret: camera_lobby}}}
-  dock: {vms: {token: {secret: camera_dock}}, time_offset: -1s}
-schedules:
-  night: {days: mon-fri, from: 22:00, to: 06:00, except: [2026-12-24]}
-devices:
-  panel:
-    adapter: dc09
-    account: "1234"
-    credentials: {key: {secret: panel_key}}
-    supervision: 90s
-    severity: {smoke.*: security, smoke.detected: life_safety}
-    sensors:
-      kitchen-smoke: {type: smoke, zone: 12, cameras: [lobby]}
-      hall-motion:
-        type: motion
-        zone: 13
-        cameras: [lobby, {camera: dock, offset: -2s}]
-        select: {schedule: night, not: {kind: motion.cleared}}
-        suppress: {window: 10s}
-  door:
-    adapter: webhook
-    profile: kisi
-    max_skew: 5m
-    sensors:
-      front-door: {type: access_control, door: 4, cameras: [lobby]}
-targets:
-  vms: {event_names: {access.*: door, access.forced_open: forced}}
-  camio: {token: {secret: camio}}
-adapters:
-  dc09: {port: 5000}
-"""
+from tests.unit.fuzz_site import GOOD, ROOMS, WORDS, Device, Settings, fuzz_one
 
 
 def site_of(text: str, **options: Any) -> Site:
