@@ -531,6 +531,25 @@ async def test_a_certificate_for_another_name_is_refused(
         assert "is for another name" in str(await probe(device, Gateway().secret))
 
 
+async def forbidding(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A broker of MQTT 3.1.1 that lets everybody in and nobody read."""
+    await reader.readexactly((await reader.readexactly(2))[1])
+    writer.write(b"\x20\x02\x00\x00")
+    head = await reader.readexactly(2)
+    body = await reader.readexactly(head[1])
+    writer.write(b"\x90\x05" + body[:2] + b"\x80\x01\x80")
+    await reader.read()
+
+
+async def test_a_refused_subscription_is_said() -> None:
+    async with listening(forbidding) as port:
+        gateway = Gateway(chimes=chime(f"mqtt://127.0.0.1:{port}", version="3.1.1"))
+        async with running(gateway, connected=False):
+            await eventually(lambda: gateway.losses)
+        assert "does not let this user read chime/+/ring, chime/status" in gateway.losses[0][1]
+        assert gateway.alive == []
+
+
 async def test_a_probe_says_what_is_wrong_and_disturbs_nobody(
     broker: Broker, tmp_path: Path, certificates: tuple[Path, trustme.CA], unused_port: int
 ) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from services.adapters.mqtt import codec
 from services.adapters.mqtt.config import Credentials, Device, Sensor
+from shared import dialect, site, yamltext
 
+README = Path(codec.__file__).with_name("README.md")
 CHIME = str(Path(__file__).parent / "chime.yaml")
 
 
@@ -123,6 +127,32 @@ def test_values_out_of_range(said: dict[str, Any]) -> None:
 def test_a_password_is_never_in_the_site_file() -> None:
     with pytest.raises(ValidationError, match="never written in the site file"):
         device(broker="mqtt://h", credentials={"username": "u", "password": "hunter2"})
+
+
+def table(heading: str) -> dict[str, list[str]]:
+    """Rows of the README's first table after a heading, by the first column's name."""
+    part = README.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("| `")]
+    return {cells[0].strip(" `"): re.findall(r"`([^`]+)`", cells[-1]) for cells in lines}
+
+
+def test_the_readme_names_every_profile_with_its_fields() -> None:
+    profiles = {name: codec.profile(name).profile.sensors for name in dialect.names("services.adapters.mqtt")}
+    assert table("Profiles") == {name: list(fields) for name, fields in profiles.items()}
+
+
+def test_the_readme_names_every_setting() -> None:
+    own = set(Device.model_fields) - set(site.Device.model_fields)
+    assert own <= set(table("Settings"))
+
+
+def test_what_the_readme_shows_beside_the_example_is_right() -> None:
+    blocks = re.findall(r"(?ms)^```yaml\n(.*?)^```$", README.read_text())
+    (other,) = [block for block in blocks if "upstairs:" in block]
+    device(**yamltext.parse(other)["upstairs"])
+    (readings,) = [block for block in blocks if block.startswith("reading:")]
+    for line in readings.splitlines():
+        device(sensors={"x": {"type": "water_leak", **yamltext.parse(line)}})
 
 
 def test_every_key_is_described() -> None:
