@@ -105,7 +105,7 @@ class _Hook:
             timezone=ZoneInfo(device.timezone or context.timezone),
             options=device.options,
         )
-        self.body_bytes = device.body_bytes or settings.limits.body_bytes
+        self.body_bytes = device.body_bytes or said.body_bytes or settings.limits.body_bytes
         rate = device.rate or settings.limits.rate
         self.bucket = _Bucket(rate, max(10.0, 5 * rate))
         checks = self._checks(context)
@@ -225,17 +225,18 @@ class Adapter(BaseAdapter):
         self._emit = emit
         self._settings = self.context.settings or Settings()
         self._load()
-        tls = await self._listen()
+        tls = _tls_context(self._settings.tls)
+        self._server = await self._listen(self._settings, tls)
         keeper = asyncio.create_task(_keep_fresh(tls, self._settings.tls, self.context))
         try:
             while True:
                 await self.context.changed()
-                self._load()
                 settings = self.context.settings or Settings()
                 if settings != self._settings:
                     keeper.cancel()
                     tls = await self._move(settings, tls)
                     keeper = asyncio.create_task(_keep_fresh(tls, self._settings.tls, self.context))
+                self._load()
         finally:
             keeper.cancel()
             server, self._server = self._server, None
@@ -244,32 +245,41 @@ class Adapter(BaseAdapter):
 
     # ── the listener ─────────────────────────────────────────────────────────────────────────────
 
-    async def _listen(self) -> ssl.SSLContext | None:
-        settings = self._settings
-        tls = _tls_context(settings.tls) if settings.tls is not None else None
+    async def _listen(self, settings: Settings, tls: ssl.SSLContext | None) -> Server:
         server = Server(self, _bounds(settings))
         self.port = await server.start(*settings.address, tls)
-        self._server = server
-        return tls
+        return server
 
     async def _move(self, settings: Settings, tls: ssl.SSLContext | None) -> ssl.SSLContext | None:
-        """Take new settings, and listen elsewhere if they say so."""
-        before, self._settings = self._settings, settings
-        server = self._server
-        assert server is not None
-        server.bounds = _bounds(settings)
-        self._load()
-        if (settings.listen, settings.tls) == (before.listen, before.tls):
-            return tls
-        self._server = None
-        await server.stop()
-        return await self._listen()
+        """Take new settings, and listen elsewhere if they say so. Where that cannot be, stay."""
+        before, old = self._settings, self._server
+        assert old is not None
+        if (settings.listen, settings.tls) != (before.listen, before.tls):
+            try:
+                new_tls = _tls_context(settings.tls)
+                if settings.listen == before.listen:
+                    self._server = None
+                    await old.stop()
+                    self._server = await self._listen(settings, new_tls)
+                else:
+                    self._server = await self._listen(settings, new_tls)
+                    await old.stop()
+            except OSError as error:
+                if self._server is None:
+                    raise
+                self.context.rejected("listener", f"the listener stays at {before.listen}: {error}")
+                return tls
+            tls = new_tls
+        assert self._server is not None
+        self._server.bounds = _bounds(settings)
+        self._settings = settings
+        return tls
 
     def _load(self) -> None:
         """Make ready for the devices of the site file. One that cannot be is left out, and told of."""
         exact: dict[bytes, _Hook] = {}
         shared: dict[bytes, tuple[str, dict[str, _Hook]]] = {}
-        settings = self.context.settings or Settings()
+        settings = self._settings
         for device_id, device in self.context.devices.items():
             if device.client_certificate is not None and (settings.tls is None or not settings.tls.client_ca):
                 self.context.rejected(
@@ -556,12 +566,23 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _tls_context(tls: Tls) -> ssl.SSLContext:
+def _tls_context(tls: Tls | None) -> ssl.SSLContext | None:
+    """Raises OSError, with the files' names, if they are not what they should be."""
+    if tls is None:
+        return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimum == "1.3" else ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(tls.certificate, tls.key)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+    except OSError as error:
+        raise OSError(
+            f"certificate {tls.certificate} with key {tls.key}: {error.strerror or error}"
+        ) from None
     if tls.client_ca is not None:
-        context.load_verify_locations(tls.client_ca)
+        try:
+            context.load_verify_locations(tls.client_ca)
+        except OSError as error:
+            raise OSError(f"client CA {tls.client_ca}: {error.strerror or error}") from None
         context.verify_mode = ssl.CERT_REQUIRED if tls.client_required else ssl.CERT_OPTIONAL
     return context
 
@@ -589,6 +610,6 @@ async def _keep_fresh(context: ssl.SSLContext | None, tls: Tls | None, house: Co
                 if tls.client_ca is not None:
                     context.load_verify_locations(tls.client_ca)
             known = marks
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:
             house.rejected("certificate", f"the listener's certificate cannot be read again: {error}")
         await asyncio.sleep(_TLS_LOOK)

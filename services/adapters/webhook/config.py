@@ -315,6 +315,9 @@ class Profile(dialect.Profile):
         default=(Asked(),), min_length=1, description="The requests it makes; any other gets a 405."
     )
     answers: Answers = Field(default=Answers(), description="What it is answered.")
+    body_bytes: int | None = Field(
+        default=None, ge=1, le=64 << 20, description="Largest body, for vendors that send pictures along."
+    )
     unwrap: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
         default=(), description="Keys that lead, one after the other, to what is meant, where they are there."
     )
@@ -419,7 +422,10 @@ class Device(site.Device):
         description="Genuine requests a second; by default as the listener says.",
     )
     body_bytes: int | None = Field(
-        default=None, ge=1, le=64 << 20, description="Largest body; by default as the listener says."
+        default=None,
+        ge=1,
+        le=64 << 20,
+        description="Largest body; by default the profile's or the listener's.",
     )
     options: dict[str, str] = Field(default={}, description="Options of the profile.")
     sensors: dict[Slug, Sensor] = Field(default={}, description="Its sensors, by id.")

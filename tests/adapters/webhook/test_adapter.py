@@ -417,6 +417,30 @@ async def test_the_listener_moves_when_the_site_file_says_so() -> None:
         assert (await gateway.kisi(unlock())).status == 413
 
 
+async def test_a_move_that_cannot_be_is_told_and_not_made() -> None:
+    async with house({"lobby": kisi()}) as gateway:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            gateway.context.change(settings=local(listen=f"127.0.0.1:{other.getsockname()[1]}"))
+            await until(lambda: gateway.context.reasons == ["listener"])
+        gateway.context.change(settings=local(tls={"certificate": "/nowhere.pem", "key": "/nowhere.key"}))
+        await until(lambda: gateway.context.reasons == ["listener"] * 2)
+        assert "/nowhere.pem" in gateway.context.rejections[-1][1]
+        assert (await gateway.kisi(unlock())).status == 200
+
+
+async def test_pictures_may_be_large() -> None:
+    path = "/" + "r" * 30
+    hik = device(profile="hikvision", path=path, sensors={"yard": {"type": "motion", "channel": 1}})
+    picture = b"--b\r\nContent-Type: image/jpeg\r\n\r\n" + b"\xff\xd8" * 2_000_000 + b"\r\n--b--"
+    body = b"--b\r\nContent-Type: application/xml\r\n\r\n" + MOTION_ALERT + b"\r\n" + picture
+    async with house({"cam": hik}) as gateway:
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        assert (await gateway.post(body, kind, path=path)).status == 200
+        assert [report.sensor for report in gateway.reports] == ["yard"]
+
+
 async def test_a_taken_port_ends_the_adapter_with_a_reason() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
+from services.adapters.webhook import config
 from services.adapters.webhook.config import Settings
 from shared.events import Kind
 from tests import peers
@@ -267,6 +268,22 @@ async def test_a_multipart_body_with_a_picture(tmp_path: Path) -> None:
         assert out == b"200"
         (report,) = gateway.reports
         assert (report.kind, report.sensor, list(report.labels)) == (Kind.AI_PLATE, "gate", ["pl8rec"])
+
+
+async def test_the_script_of_the_readme(tmp_path: Path) -> None:
+    script = (
+        (Path(config.__file__).parent / "README.md").read_text().partition("```sh\n")[2].partition("```")[0]
+    )
+    (tmp_path / "scripts_key").write_text(KEY)
+    scripts = device(
+        credentials={"signing_secret": {"secret": "key"}}, sensors={"cellar-leak": {"type": "water_leak"}}
+    )
+    async with house({"scripts": scripts}) as gateway:
+        script = script.replace("http://gateway:8080", gateway.url)
+        assert await run("sh", "-c", f"cd {tmp_path}; {script}") == b"{}"
+        assert [(report.sensor, report.kind) for report in gateway.reports] == [
+            ("cellar-leak", Kind.WATER_LEAK)
+        ]
 
 
 async def test_large_and_chunked_uploads(tmp_path: Path) -> None:
