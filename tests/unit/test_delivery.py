@@ -1,0 +1,354 @@
+"""A publisher's custody and its lanes, with a target that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+
+from shared.delivery import Job, NotAllowed, Publisher, Refused, Retry, Target, Uncertain
+from shared.delivery import _Task as Task
+from shared.events import Event, SeenBy, Sighting
+from tests.gateway import (
+    TOPICS,
+    Sent,
+    World,
+    event,
+    fire,
+    receipted,
+    running,
+    sent,
+    sighting,
+    site_of,
+    until,
+)
+
+SITE = "site: hq\n"
+
+
+class Told(Target):
+    """Notes what it is told. `answer` may raise what a target raises."""
+
+    name = "vms"
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, str]] = []
+        self.calls: list[tuple[str, str, str]] = []
+        self.under_way = 0
+        self.most_under_way: dict[str, int] = defaultdict(int)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.answer: Callable[[str, Event], None] = lambda lane, event: None
+        self.secret: object = "one"
+
+    def lanes(self, sighting: Sighting) -> list[tuple[str, SeenBy | None]]:
+        return [(seen.id, seen) for seen in sighting.data.cameras]
+
+    def credential(self, lane: str) -> object:
+        return self.secret
+
+    async def deliver(self, lane: str, job: Job) -> str | None:
+        self.calls.append(("deliver", lane, job.event.id))
+        self.under_way += 1
+        self.most_under_way[""] = max(self.most_under_way[""], self.under_way)
+        try:
+            await self.gate.wait()
+            self.answer(lane, job.event)
+        finally:
+            self.under_way -= 1
+        self.got.append((lane, job.event.id))
+        return f"remote-{job.event.id}"
+
+    async def find(self, lane: str, job: Job) -> str | None:
+        self.calls.append(("find", lane, job.event.id))
+        return "found" if (lane, job.event.id) in self.got else None
+
+    def ids(self, lane: str | None = None) -> list[str]:
+        return [id_ for at, id_ in self.got if lane in (None, at)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, site_of(SITE, tmp_path))
+
+
+@asynccontextmanager
+async def publisher(of: World, target: Target, at_once: int = 8) -> AsyncIterator[Publisher]:
+    part = Publisher(of.runtime("vms-publisher"), target, at_once=at_once)
+    async with running(part):
+        yield part
+
+
+def tell(of: World, *events: Event, cameras: tuple[str, ...] = ("lobby",)) -> None:
+    for one in events:
+        of.hub.buses[-1].receive(sent(sighting(one, cameras)))
+
+
+def command(of: World, verb: str, payload: bytes = b"{}", reply: str | None = "answers") -> None:
+    of.hub.buses[-1].receive(Sent(TOPICS.command("vms-publisher", verb), payload, reply, b"c"))
+
+
+async def test_each_lane_keeps_its_order_and_does_one_thing_at_a_time(world: World) -> None:
+    target = Told()
+    made = [event() for _ in range(200)]
+    async with publisher(world, target, at_once=3):
+        tell(world, *made, cameras=("lobby", "dock", "yard", "gate"))
+        await until(lambda: len(target.got) == 800)
+    for lane in ("lobby", "dock", "yard", "gate"):
+        assert target.ids(lane) == [one.id for one in made]
+    assert target.most_under_way[""] <= 3
+
+
+async def test_it_is_receipted_when_it_is_on_disk_and_before_it_is_told(world: World) -> None:
+    target = Told()
+    target.gate.clear()
+    made = [event() for _ in range(5)]
+    async with publisher(world, target):
+        tell(world, *made)
+        await until(lambda: receipted(world.hub) == [one.id for one in made])
+        # One message for all of them.
+        assert len(world.hub.of("tocsin/v1/hq/custody/+")) == 1
+        assert target.got == []
+    # It ended with all of them in its custody.
+    target.gate.set()
+    async with publisher(world, target):
+        await until(lambda: target.ids() == [one.id for one in made])
+
+
+async def test_nothing_is_receipted_that_the_store_did_not_take(tmp_path: Path) -> None:
+    world = World(tmp_path, site_of(SITE, tmp_path), store_max_bytes=150_000)
+    target = Told()
+    target.gate.clear()
+    async with publisher(world, target) as part:
+        while part.unready() is None:
+            tell(world, event(details={"text": "x" * 4000}))
+            await asyncio.sleep(0.01)
+        before = receipted(world.hub)
+        tell(world, late := event())
+        await asyncio.sleep(0.1)
+        assert receipted(world.hub) == before
+        assert world.hub.of(TOPICS.service("vms-publisher"))[-1].json()["data"]["status"] == "degraded"
+        target.gate.set()
+        await until(lambda: part.outstanding == 0)
+        # Its adapter sends it again, and now there is room.
+        await until(lambda: part.unready() is None)
+        tell(world, late)
+        await until(lambda: late.id in target.ids())
+    assert sorted(target.ids()) == sorted([*before, late.id])
+
+
+async def test_a_sighting_during_the_end_is_neither_taken_nor_an_error(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = Told()
+    async with publisher(world, target):
+        tell(world, event())
+        await until(lambda: target.got)
+    tell(world, late := event())
+    await asyncio.sleep(0.1)
+    assert late.id not in receipted(world.hub)
+    assert [one for one in caplog.records if one.levelname == "ERROR"] == []
+
+
+# ── outcomes ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_unforeseen_error_is_as_good_as_an_unknown_outcome(world: World) -> None:
+    target = Told()
+
+    def answer(lane: str, one: Event) -> None:
+        target.got.append((lane, one.id))
+        target.answer = lambda lane, event: None
+        raise KeyError("surprise")
+
+    target.answer = answer
+    async with publisher(world, target) as part:
+        tell(world, one := event())
+        await until(lambda: target.calls and part.outstanding == 0)
+    assert [verb for verb, _, _ in target.calls] == ["deliver", "find"]
+    assert target.ids() == [one.id]
+
+
+async def test_what_is_asked_to_wait_is_not_looked_for(world: World) -> None:
+    target = Told()
+
+    def answer(lane: str, one: Event) -> None:
+        target.answer = lambda lane, event: None
+        raise Retry("busy")
+
+    target.answer = answer
+    async with publisher(world, target) as part:
+        tell(world, event())
+        await until(lambda: target.calls and part.outstanding == 0)
+    assert [verb for verb, _, _ in target.calls] == ["deliver", "deliver"]
+
+
+async def test_a_dead_letters_reason_hides_secrets(world: World) -> None:
+    target = Told()
+    world.secrets.conceal("s3cret-token")
+
+    def answer(lane: str, one: Event) -> None:
+        raise Refused("HTTP 400: what is s3cret-token?")
+
+    target.answer = answer
+    async with publisher(world, target) as part:
+        tell(world, event())
+        await until(lambda: part.dead == 1)
+        await asyncio.sleep(0.1)
+        command(world, "dead-letters")
+        await until(lambda: world.hub.of("answers"))
+    assert "***" in world.hub.of("answers")[0].json()["dead_letters"][0]["reason"]
+    assert b"s3cret" not in b"".join(one.payload for one in world.hub.sent)
+
+
+async def test_a_lane_without_a_credential_goes_on_when_there_is_one(world: World) -> None:
+    target = Told()
+    target.secret = None
+
+    def answer(lane: str, one: Event) -> None:
+        if target.secret is None:
+            raise NotAllowed("there is no secret")
+
+    target.answer = answer
+    async with publisher(world, target):
+        tell(world, event())
+        await until(lambda: target.calls)
+        target.secret = "two"
+        world.secrets_changed()
+        await until(lambda: target.got)
+
+
+async def test_after_a_start_only_what_may_have_arrived_is_looked_for(world: World) -> None:
+    target = Told()
+    made = [event() for _ in range(100)]
+    arrived: list[str] = []
+
+    def answer(lane: str, one: Event) -> None:
+        arrived.append(one.id)
+        target.got.append((lane, one.id))
+        raise Uncertain("no answer")
+
+    target.answer = answer
+    async with publisher(world, target):
+        tell(world, *made)
+        await until(lambda: arrived)
+    target.answer = lambda lane, event: None
+    target.calls.clear()
+    async with publisher(world, target) as part:
+        await until(lambda: part.outstanding == 0)
+    assert target.ids() == [one.id for one in made]
+    assert [id_ for verb, _, id_ in target.calls if verb == "find"] == arrived
+
+
+# ── what waits ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_life_safety_goes_first_within_a_lane_and_over_lanes(world: World) -> None:
+    target = Told()
+    target.gate.clear()
+    cameras = tuple(f"camera-{number}" for number in range(40))
+    async with publisher(world, target, at_once=2):
+        tell(world, *(event() for _ in range(3)), cameras=cameras)
+        await until(lambda: len(receipted(world.hub)) == 3)
+        # All lanes wait for one of the two workers when the alarm comes.
+        tell(world, alarm := fire(), cameras=("camera-39", "camera-20"))
+        await until(lambda: len(receipted(world.hub)) == 4)
+        target.gate.set()
+        await until(lambda: len(target.got) == 122)
+    positions = [index for index, (_, id_) in enumerate(target.got) if id_ == alarm.id]
+    assert max(positions) < 6
+
+
+async def test_what_waits_is_on_disk_and_not_in_memory(world: World) -> None:
+    target = Told()
+    target.gate.clear()
+    made = [event(details={"text": "x" * 100}) for _ in range(1000)]
+    most = 0
+    async with publisher(world, target) as part:
+        for start in range(0, 1000, 100):
+            tell(world, *made[start : start + 100], cameras=("lobby", "dock"))
+            await until(lambda start=start: len(receipted(world.hub)) == start + 100)  # type: ignore[misc]
+            most = max(most, _tasks())
+        assert part.outstanding == 2000
+        target.gate.set()
+        while part.outstanding:
+            most = max(most, _tasks())
+            await asyncio.sleep(0.05)
+    for lane in ("lobby", "dock"):
+        assert target.ids(lane) == [one.id for one in made]
+    assert most <= 2 * 2 * 32 + 100
+
+
+def _tasks() -> int:
+    return sum(isinstance(one, Task) for one in gc.get_objects())
+
+
+async def test_a_backlog_is_taken_up_again_in_order_after_a_start(world: World) -> None:
+    target = Told()
+    target.gate.clear()
+    made = [event() for _ in range(300)]
+    async with publisher(world, target):
+        tell(world, *made)
+        await until(lambda: len(receipted(world.hub)) == 300)
+    target.gate.set()
+    async with publisher(world, target) as part:
+        assert part.outstanding == 300
+        tell(world, last := event())
+        await until(lambda: part.outstanding == 0)
+    assert target.ids() == [*(one.id for one in made), last.id]
+
+
+async def test_dead_letters_replayed_under_load_all_arrive(world: World) -> None:
+    target = Told()
+
+    def answer(lane: str, one: Event) -> None:
+        raise Refused("no")
+
+    target.answer = answer
+    dead = [event() for _ in range(20)]
+    cameras = ("lobby", "dock")
+    async with publisher(world, target) as part:
+        tell(world, *dead, cameras=cameras)
+        await until(lambda: part.dead == 40)
+        target.answer = lambda lane, event: None
+        command(world, "replay", b'{"seqs": "all"}')
+        fresh = []
+        while not world.hub.of("answers"):
+            fresh.append(event())
+            tell(world, fresh[-1], cameras=cameras)
+            await asyncio.sleep(0)
+        assert world.hub.of("answers")[0].json() == {"replayed": 40}
+        await until(lambda: part.outstanding == 0)
+        assert part.dead == 0
+    for lane in cameras:
+        assert sorted(target.ids(lane)) == sorted(one.id for one in (*dead, *fresh))
+
+
+@pytest.mark.parametrize(
+    ("verb", "payload", "said"),
+    [
+        ("replay", b"{}", "replay takes"),
+        ("replay", b'{"seqs": ["1"]}', "replay takes"),
+        ("replay", b"[1]", "JSON object"),
+        ("replay", b"\xff", ""),
+        ("dead-letters", b'{"limit": "many"}', ""),
+        ("explode", b"{}", "there is no command 'explode'"),
+    ],
+)
+async def test_a_wrong_command_is_answered_with_what_is_wrong(
+    verb: str, payload: bytes, said: str, world: World
+) -> None:
+    async with publisher(world, Told()):
+        command(world, verb, payload)
+        await until(lambda: world.hub.of("answers"))
+        assert said in world.hub.of("answers")[0].json()["error"]
+        command(world, "test", reply=None)
+        command(world, "test")
+        await until(lambda: len(world.hub.of("answers")) == 2)
+        assert orjson.loads(world.hub.of("answers")[1].payload)["ok"] is True
