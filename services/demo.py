@@ -157,7 +157,7 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
         },
         "adapters": {
             "dc09": {"listen": f"{HOST}:{ports['dc09']}"},
-            "webhook": {"address": HOST, "port": ports["webhook"]},
+            "webhook": {"listen": f"{HOST}:{ports['webhook']}"},
         },
         "targets": {"vms": {}, "camio": {"token": {"secret": "camio"}}},
     }

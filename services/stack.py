@@ -57,10 +57,11 @@ class Process:
     def returncode(self) -> int | None:
         return self._process.returncode if self._process else None
 
-    async def start(self) -> None:
+    async def start(self, argv: Sequence[str] | None = None) -> None:
+        """Start it, or (with `argv`) this once something else in its place."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._argv,
+                *(argv or self._argv),
                 env=self._environ,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -140,7 +141,7 @@ async def http_get(port: int, path: str, method: str = "GET", body: bytes = b"")
     def ask() -> tuple[int, bytes]:
         connection = HTTPConnection(HOST, port, timeout=_PATIENCE)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             answer = connection.getresponse()
             return answer.status, answer.read()
         except HTTPException as error:

@@ -268,7 +268,7 @@ class Simulator:
             "duplicated": duplicated,
             "sources": sources,
             "answers": {str(status): number for status, number in sorted(self.answers.items())},
-            "outages": dict(self.outages.hits),
+            "outages": {str(mode): hits for mode, hits in self.outages.hits.items()},
         }
 
     def forget(self) -> None:

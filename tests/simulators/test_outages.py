@@ -266,3 +266,10 @@ async def test_through_a_mix_only_a_client_that_looks_first_sends_once(
     count = vms.count()
     assert count["distinct"] == 100
     assert (count["duplicates"] == 0) is looks
+
+
+async def test_the_count_tells_of_outages_that_have_hit() -> None:
+    async with VmsSimulator(["lobby"]) as vms, httpx.AsyncClient() as client:
+        await client.post(f"{vms.url}/_sim/fail", json={"mode": "error", "path": "/api"})
+        assert (await client.get(f"{vms.url}/api/v3/aliases")).status_code == 503
+        assert (await client.get(f"{vms.url}/_sim/count")).json()["outages"] == {"error": 1}

@@ -1,0 +1,125 @@
+"""`make chaos`: kill everything at random moments under load, and count what arrives.
+
+Devices of three protocols report over and over. In each round one thing goes wrong; when all devices
+were acknowledged and the gateway has caught up, it is counted at the VMS and at Camio what was lost
+and what came twice. The last round is a store too small for what it must hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.faults import FAULTS
+from tests.chaos.world import Count, World
+
+
+async def round_of(world: World, fault: str, reports: int, chance: random.Random) -> tuple[float, float]:
+    """One round: seconds until all devices were acknowledged, and until the gateway had caught up."""
+    began = time.monotonic()
+    await asyncio.gather(world.report(reports), FAULTS[fault](world, chance))
+    acknowledged = time.monotonic() - began
+    return acknowledged, await world.caught_up()
+
+
+def _problems(count: Count) -> list[str]:
+    problems = [f"lost: {each}" for each in count.lost] + [f"twice: {each}" for each in count.twice]
+    if count.camio < count.doors:
+        problems.append(f"lost: {count.doors - count.camio} events of doors at Camio")
+    return problems
+
+
+async def run(rounds: int, reports: int, seed: int, directory: Path, only: list[str]) -> int:
+    chance = random.Random(seed)
+    names = [name for name in FAULTS if not only or any(part in name for part in only)]
+    print(f"{rounds} rounds of {reports} events, seed {seed}, in {directory}\n")
+    print(
+        f"{'':>3}  {'what goes wrong':<42} {'events':>7} {'at cameras':>10} {'lost':>5} {'twice':>5} "
+        f"{'s':>6} {'+ s':>5}"
+    )
+    worst: list[str] = []
+    async with World(directory) as world:
+        if not world.clock_can_be_set:
+            names.remove("clock set back an hour")
+            print("the clock can't be set back: apt-get install faketime", file=sys.stderr)
+        for number in range(rounds):
+            fault = names[number % len(names)]
+            acknowledged, caught_up = await round_of(world, fault, reports, chance)
+            count = await world.count()
+            print(
+                f"{number + 1:>3}  {fault:<42} {count.reports:>7} {count.expected:>10} {len(count.lost):>5} "
+                f"{len(count.twice):>5} {acknowledged:>6.1f} {caught_up:>5.1f}",
+                flush=True,
+            )
+            worst = _problems(count)
+            if worst:
+                break
+    full = await store_full(directory / "full")
+    print(f"\n{full[0]}")
+    worst += full[1]
+    print(
+        f"\n{count.reports} events, due {count.expected} times at cameras: {len(count.lost)} lost, "
+        f"{len(count.twice)} twice. Camio has {count.camio} for {count.doors} events of doors."
+    )
+    for problem in worst[:20]:
+        print(problem)
+    return 1 if worst else 0
+
+
+async def store_full(directory: Path) -> tuple[str, list[str]]:
+    """The VMS is away until the stores are full and devices are refused; then it comes back."""
+    async with World(directory, store_bytes=600_000) as world:
+        await world.stack.ask_vms("/_sim/fail", "POST", {"mode": "refuse", "seconds": 60})
+        reporting = asyncio.create_task(world.report(4000))
+        refused = ""
+        for _ in range(600):
+            await asyncio.sleep(0.1)
+            full = [name for name, service in world.stack.services.items() if await _is_full(service)]
+            if any(name.startswith("adapter-") for name in full):
+                refused = ", ".join(full)
+                break
+            if reporting.done():
+                break
+        await world.stack.ask_vms("/_sim/clear", "POST")
+        await reporting
+        await world.caught_up()
+        count = await world.count()
+    problems = _problems(count)
+    if not refused:
+        problems.append("store full: no adapter's store became full, so nothing was shown")
+    return (
+        f"store full: {refused or 'never'}; {count.reports} events, {len(count.lost)} lost, "
+        f"{len(count.twice)} twice",
+        problems,
+    )
+
+
+async def _is_full(service: object) -> bool:
+    try:
+        values = await service.metrics()  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    return any(name.startswith("tocsin_store_full") and value for name, value in values.items())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("make chaos", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=len(FAULTS), help="default: each fault once")
+    parser.add_argument("--events", type=int, default=800, help="events in each round")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="for the same moments again")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="WORDS", help="only faults with these words"
+    )
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep logs and stores there")
+    args = parser.parse_args()
+    directory = args.keep or Path(tempfile.mkdtemp(prefix="tocsin-chaos-"))
+    return asyncio.run(run(args.rounds, args.events, args.seed, directory.resolve(), args.only))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
