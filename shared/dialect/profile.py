@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from shared.dialect.body import Format
 from shared.dialect.details import Redaction
@@ -48,12 +48,22 @@ def _one_of_forms(value: Any) -> Any:
     raise mistake("a value is an expression", "for a text or number itself write =text")
 
 
-Value = Annotated[str | Table | First | Join, PlainValidator(_one_of_forms)]
+_VALUE_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "title": "Expression"},
+        {"type": "object", "required": ["of", "table"]},
+        {"type": "object", "required": ["first"]},
+        {"type": "object", "required": ["join"]},
+    ]
+}
+
+Value = Annotated[str | Table | First | Join, PlainValidator(_one_of_forms), WithJsonSchema(_VALUE_SCHEMA)]
 """An expression, or a mapping of one of the forms `of`, `first` and `join`."""
 
 ValueOrNull = Annotated[
     str | Table | First | Join | None,
     PlainValidator(lambda value: None if value is None else _one_of_forms(value)),
+    WithJsonSchema({"anyOf": [*_VALUE_SCHEMA["anyOf"], {"type": "null"}]}),
 ]
 
 _STATE_WORDS = ("active", "normal")
@@ -135,6 +145,15 @@ class TimeSpec(Model):
         default=None, description="IANA timezone, if the message names one and the time has none of its own."
     )
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        schema: dict[str, Any] = handler(core)
+        own = handler.resolve_ref_schema(schema)
+        whole = dict(own)
+        own.clear()
+        own.update({"anyOf": [{"type": "string", "title": "Expression"}, whole]})
+        return schema
+
     @model_validator(mode="after")
     def _known(self) -> TimeSpec:
         if self.format not in ("iso8601", "auto", *EPOCHS) and "%" not in self.format:
@@ -161,7 +180,12 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-Values = Annotated[tuple[Value, ...], BeforeValidator(_listed)]
+Values = Annotated[
+    tuple[Value, ...],
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [*_VALUE_SCHEMA["anyOf"], {"type": "array", "items": _VALUE_SCHEMA}]}),
+]
+"""One value or several."""
 
 
 class ActorSpec(Model):

@@ -35,7 +35,7 @@ from shared.dialect.profile import (
     Table,
     TimeSpec,
 )
-from shared.dialect.sensors import Found
+from shared.dialect.sensors import Address, Found
 from shared.dialect.times import read_time, zone_of
 from shared.events import Actor, Kind, SensorType
 
@@ -273,7 +273,7 @@ class Action:
             self._event(env, run, kind, address, found.best)
         return True
 
-    def _find(self, env: Env, run: Run) -> tuple[tuple[tuple[str, str | None], ...], Found]:
+    def _find(self, env: Env, run: Run) -> tuple[Address, Found]:
         """The address that the message says, and the sensors there. Notes that they spoke."""
         address = tuple((name, as_text(value(env))) for name, value in self.address)
         found = run.reader.sensors.find(address)
@@ -314,7 +314,7 @@ class Action:
         name: str,
         state: str,
         word: str | None,
-        address: tuple[tuple[str, str | None], ...],
+        address: Address,
         point: Point | None,
         first_counts: bool,
     ) -> None:
@@ -364,7 +364,7 @@ class Action:
         env: Env,
         run: Run,
         kind: Kind,
-        address: tuple[tuple[str, str | None], ...],
+        address: Address,
         point: Point | None,
         *,
         of_a_state: bool = False,
@@ -426,7 +426,7 @@ class Action:
         env: Env,
         run: Run,
         content: str,
-        address: tuple[tuple[str, str | None], ...],
+        address: Address,
         point: Point | None,
     ) -> bool:
         assert self.repeats is not None
@@ -492,7 +492,7 @@ def _counted(text: str, taken: Container[str | None]) -> str:
 def _distinct(
     vendor_id: str,
     kind: Kind,
-    address: tuple[tuple[str, str | None], ...],
+    address: Address,
     of_a_state: bool,
     taken: Container[str | None],
 ) -> str:
@@ -521,7 +521,7 @@ def _labels(getters: Sequence[Getter], env: Env) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _key(what: str, device: str, name: str, address: tuple[tuple[str, str | None], ...]) -> str:
+def _key(what: str, device: str, name: str, address: Address) -> str:
     key = "/".join((what, device, name, *(f"{field_}={value}" for field_, value in address)))
     return key if len(key) <= 200 else f"{what}/{device}/{_digest(key.encode())}"
 

@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 from shared.dialect.message import Point
 from shared.dialect.profile import AddressField
 
+Address = tuple[tuple[str, str | None], ...]
+"""What a message says of its sensor: fields of the profile and their values; None is a field that it
+should name but does not, so that no sensor which names it is meant."""
+
 
 class Found(NamedTuple):
     """The sensor that a message is about, and all sensors that agree with its address."""
@@ -33,12 +37,12 @@ class Sensors:
             address = {name: self._fold(name, value) for name, value in said.items()}
             self._shapes.setdefault(frozenset(address), []).append((place, point, address))
         self._tables: dict[tuple[frozenset[str], tuple[str, ...]], dict[Any, list[tuple[int, Point]]]] = {}
-        self._found: dict[tuple[tuple[str, str | None], ...], Found] = {}
+        self._found: dict[Address, Found] = {}
 
     def _fold(self, name: str, value: str) -> str:
         return value.lower() if name in self._folded else value
 
-    def find(self, address: tuple[tuple[str, str | None], ...]) -> Found:
+    def find(self, address: Address) -> Found:
         known = self._found.get(address)
         if known is None:
             known = self._search(address)
@@ -47,7 +51,7 @@ class Sensors:
             self._found[address] = known
         return known
 
-    def _search(self, address: tuple[tuple[str, str | None], ...]) -> Found:
+    def _search(self, address: Address) -> Found:
         said = {name: None if value is None else self._fold(name, value) for name, value in address}
         candidates: list[tuple[int, int, Point]] = []
         for shape in self._shapes:

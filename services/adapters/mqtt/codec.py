@@ -15,7 +15,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, Protocol
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from shared import dialect
 from shared.dialect import Expr, Format, Memory, Message, Point, Reader, Result, Time, Value
@@ -192,7 +192,12 @@ def _texts(value: Any) -> Any:
     return texts
 
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+_SIMPLE: dict[str, Any] = {"type": ["string", "number", "boolean"]}
+Texts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_texts),
+    WithJsonSchema({"anyOf": [_SIMPLE, {"type": "array", "items": _SIMPLE}]}),
+]
 
 
 class Reading(Model):
