@@ -48,19 +48,19 @@ class _Last(NamedTuple):
     told: bool
     """Whether the answer was a NAK, so that the message must come again."""
 
-    def is_repeated_by(self, header: Header, content: Content, stamp: str | None, window: float) -> bool:
-        """Whether a message is this one again.
+    def is_repeated_by(self, header: Header, content: Content, now: datetime, window: float) -> bool:
+        """Whether a message is this one again, be it under another time stamp.
 
         A panel has one message under way and sends it, under the same number, until it is
         acknowledged. An encrypted one gets a new time stamp each time, since an old one would be
-        refused. So with the number and content of the last message it is a repeat, whatever its
-        stamp; unless this panel does not number, when only the stamp can tell.
+        refused. So with the number and content of the last message it is a repeat; unless this panel
+        does not number, when only the stamp can tell, or a NAK that made it send again.
         """
-        if (self.sequence, self.digest) != (header.sequence, content.digest):
-            return False
-        if self.stamp == stamp:
-            return True
-        return (self.numbered or self.told) and utcnow().timestamp() - self.heard <= window
+        return (
+            (self.sequence, self.digest) == (header.sequence, content.digest)
+            and (self.numbered or self.told)
+            and now.timestamp() - self.heard <= window
+        )
 
     def numbers_after(self, header: Header, content: Content) -> bool:
         """Whether the panel numbers its messages, judging by the one that follows this."""
@@ -181,9 +181,7 @@ class Adapter(shared.adapter.Adapter):
             return None
         try:
             return Key(self.context.secret(device.credentials.key).get_secret_value())
-        except MissingSecret as error:
-            self.context.rejected("key", str(error), device=id_)
-        except ValueError as error:
+        except (MissingSecret, ValueError) as error:
             self.context.rejected("key", str(error), device=id_)
         return None
 
@@ -261,7 +259,7 @@ class Adapter(shared.adapter.Adapter):
             key = f"last/{panel.id}"
             last = _recalled(self.context.recall(key))
             stamp = content.stamp.isoformat() if content.stamp else None
-            repeated = bool(last and last.is_repeated_by(header, content, stamp, panel.device.repeat_window))
+            repeated = bool(last and last.is_repeated_by(header, content, now, panel.device.repeat_window))
             taken = _Last(
                 sequence=header.sequence,
                 digest=content.digest,

@@ -451,7 +451,7 @@ def _sia(data: str) -> Iterator[PanelEvent]:
 
 
 def _blocks(data: str) -> Iterator[str]:
-    """Splits at `|`, and drops an account that only a `|` or nothing introduces (`1234|NFA01`)."""
+    """Splits at `|`. An account may lack its `#` (`1234|NFA01`); it gets it here."""
     blocks = data.split("|")
     if len(blocks) > 1 and re.fullmatch(r"[0-9A-Fa-f]{1,16}", blocks[0]):
         blocks[0] = "#" + blocks[0]

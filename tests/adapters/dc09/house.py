@@ -42,8 +42,8 @@ def device(**more: Any) -> Device:
     return Device.model_validate({"adapter": "dc09", "account": "1234", "sensors": SENSORS} | more)
 
 
-def keyed(name: str = "key128", **more: Any) -> Device:
-    return device(credentials={"key": {"secret": name}}, **more)
+def keyed(key: str = "key128", **more: Any) -> Device:
+    return device(credentials={"key": {"secret": key}}, **more)
 
 
 def secret(ref: SecretRef) -> SecretStr:

@@ -44,6 +44,9 @@ async def test_golden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             house.alive.clear()
             answer = await panel.ask(_frame(case, message))
             assert message.get("answer", "ACK") in answer.decode("latin-1"), f"message {number}"
+            (whole,) = codec.Splitter().feed(answer)
+            assert isinstance(whole, codec.Frame)
+            assert whole.binary_crc == message.get("binary_crc", False)
             assert house.alive[0][2] == message.get("clock", house.alive[0][2])
             _compare(house, message.get("expect", []), f"message {number}")
             assert house.refused == []

@@ -221,6 +221,34 @@ class TestTime:
         assert said == ["NAK", "*ACK", "*ACK", "*ACK"]
         assert len(house.reports) == 2
 
+    async def test_a_restart_between_the_nak_and_the_repeat_makes_no_second_nak(self) -> None:
+        house = House({"panel": keyed()})
+        wrong = utcnow() - timedelta(hours=1)
+        assert await talk(house, frame(FIRE, key="key128", stamp=wrong)) == ["NAK"]
+        assert await talk(house, frame(FIRE, key="key128", stamp=wrong + timedelta(seconds=9))) == ["*ACK"]
+        assert (len(house.reports), house.repeats) == (1, 1)
+
+    async def test_a_panel_that_does_not_number_is_known_again_after_a_nak(self) -> None:
+        house = House({"panel": keyed()})
+        wrong, now = utcnow() - timedelta(hours=1), utcnow()
+        alarm = frame(FIRE, key="key128", sequence="0000", stamp=wrong)
+        again, new = (
+            frame(FIRE, key="key128", sequence="0000", stamp=now - timedelta(seconds=back)) for back in (9, 0)
+        )
+        assert await talk(house, alarm, again, new) == ["NAK", "*ACK", "*ACK"]
+        assert (len(house.reports), house.repeats) == (2, 1)
+
+    async def test_a_new_site_file_does_not_make_it_tell_the_time_again(self) -> None:
+        house = House({"panel": keyed()})
+        wrong = utcnow() - timedelta(hours=1)
+        async with running(house) as adapter, client(adapter) as panel:
+            assert word(await panel.ask(frame(FIRE, key="key128", stamp=wrong))) == "NAK"
+            house.change(devices={"panel": keyed(name="New name", sensors={})})
+            await asyncio.sleep(0.01)
+            other = frame("#1234|NFH12", key="key128", sequence="0002", stamp=wrong)
+            assert word(await panel.ask(other)) == "*ACK"
+        assert house.kinds[1] == ("fire.cleared", None)
+
     async def test_strict_refuses_a_replay_until_the_clock_is_right(self) -> None:
         house = House({"panel": keyed(skewed="refuse")})
         recorded = frame(FIRE, key="key128", stamp=utcnow() - timedelta(minutes=5))
