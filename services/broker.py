@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -34,6 +35,8 @@ Program = Literal["mosquitto", "iotcore"]
 _ROOT = Path(__file__).resolve().parent.parent
 _WHERE = (_ROOT / ".cache/mosquitto/bin", "/usr/local/sbin", "/usr/sbin", "/sbin", "/opt/homebrew/sbin")
 _HOST = "127.0.0.1"
+_LOWEST_PORT = 15000
+_OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _PATIENCE = 15.0
 """Seconds for a broker to listen, or to end when it is asked to."""
 
@@ -133,18 +136,18 @@ class Broker:
         if self.running:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        # Between finding a port free and listening on it another process may take it.
-        for _ in range(1 if self.port else 3):
-            port = self.port or _free_port()
-            with self.log.open("ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *await asyncio.to_thread(self._command, port),
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                )  # fmt: skip
-            if await self._listens(port):
-                self.port = port
-                return
-            await self.kill()
+        port = self.port or free_port()
+        if _taken(port):
+            raise NoBroker(f"somebody else listens on port {port}")
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *await asyncio.to_thread(self._command, port),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        if await self._listens(port):
+            self.port = port
+            return
+        await self.kill()
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
         raise NoBroker(f"{self.program} did not start; the end of {self.log} says:\n{tail}")
 
@@ -179,9 +182,7 @@ class Broker:
                 await asyncio.sleep(0.02)
                 continue
             writer.close()
-            # Somebody else's broker on that port would answer too: ours is one that stays.
-            await asyncio.sleep(0.02)
-            return process.returncode is None
+            return True
         return False
 
     def _command(self, port: int) -> list[str]:
@@ -236,11 +237,36 @@ class Broker:
         return path
 
 
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind((_HOST, 0))
-        port: int = taken.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on, and that no outgoing connection is given.
+
+    The system's own choice (port 0) would come from the range that it gives to outgoing connections.
+    While the listener is down one of those could get its port and keep it from coming back; even a
+    client that tries to reconnect could, and then talk to itself.
+    """
+    for _ in range(1000):
+        port = random.randrange(_LOWEST_PORT, _first_outgoing_port())  # noqa: S311
+        if not _taken(port):
+            return port
+    raise NoBroker(f"no port from {_LOWEST_PORT} to {_first_outgoing_port()} is free")
+
+
+def _first_outgoing_port() -> int:
+    try:
+        return max(int(_OUTGOING.read_text().split()[0]), _LOWEST_PORT + 1000)
+    except OSError:
+        return 32768
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((_HOST, port))
+            tried.listen()
+        except OSError:
+            return True
+    return False
 
 
 _LIMITS = (

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from services.broker import Broker, find_mosquitto
+from services.broker import Broker, find_mosquitto, free_port
 from tests import peers
 
 peers.add_to_path()
@@ -26,9 +24,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 @pytest.fixture
 def free_ports() -> tuple[int, int]:
     """Two ports of the loopback interface that nobody listens on."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(2)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        one, other = (each.getsockname()[1] for each in sockets)
-        return one, other
+    one = free_port()
+    while (other := free_port()) == one:
+        pass
+    return one, other

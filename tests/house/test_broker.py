@@ -12,7 +12,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from services.broker import Broker, NoBroker, Program, find_mosquitto
+from services.broker import Broker, NoBroker, Program, Security, find_mosquitto
 from tests.peers import require_peer
 
 
@@ -118,14 +118,23 @@ async def test_persistence_keeps_what_is_retained(tmp_path: Path) -> None:
             assert [m.payload for m in await receive(reader, 1)] == [b"before"]
 
 
-async def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
+async def test_a_port_that_is_taken_is_nobody_elses(tmp_path: Path) -> None:
     require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
     async with Broker(tmp_path / "one", program="mosquitto") as one:
         other = Broker(tmp_path / "other", program="mosquitto")
         other.port = one.port
-        with pytest.raises(NoBroker, match="Address already in use"):
+        with pytest.raises(NoBroker, match="somebody else"):
             await other.start()
         assert not other.running
+
+
+async def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
+    missing = tmp_path / "certificates"
+    broker = Broker(tmp_path, program="mosquitto", security=Security("", certificates=missing))
+    with pytest.raises(NoBroker, match=r"ca\.crt"):
+        await broker.start()
+    assert not broker.running
 
 
 def test_iotcore_refuses_what_it_cannot_keep(tmp_path: Path) -> None:
