@@ -17,6 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ _deliveries = count()
 
 
 class Adapter(shared.adapter.Adapter):
+    """Keeps one link to each device's broker."""
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._started = False
@@ -165,10 +168,10 @@ async def _enter(door: _Door, version: Version, *, resume: bool) -> tuple[Source
     return source, answer.session_present
 
 
-async def _enter_any(door: _Door, *, resume: bool, old: bool = False) -> tuple[Source, bool]:
-    """The same, in the device's version; without one in MQTT 5, else (or if `old`) in 3.1.1."""
-    if door.version is not None or old:
-        return await _enter(door, door.version or "3.1.1", resume=resume)
+async def _enter_any(door: _Door, *, resume: bool) -> tuple[Source, bool]:
+    """The same, in the device's version; without one in MQTT 5, else in 3.1.1."""
+    if door.version is not None:
+        return await _enter(door, door.version, resume=resume)
     try:
         return await _enter(door, "5", resume=resume)
     except Unsupported:
@@ -300,7 +303,8 @@ class _Link:
         self._id = id_
         self._device = device
         self._devices = context.devices
-        self._decoder = self._make_decoder()
+        self._timezone = context.timezone
+        self._decoder = codec.Decoder(id_, device, context.timezone)
         self._memory = _Memory(context)
         self._taken = _Taken(context.recall(f"taken/{id_}"))
         self._batches: deque[_Batch] = deque()
@@ -310,7 +314,6 @@ class _Link:
         self._wake = asyncio.Event()
         self._source: Source | None = None
         self._door: _Door | None = None
-        self._old = False
         self._received = context.tell("tocsin_mqtt_messages_total", "Messages received.", device=id_)
         self._ignored = {
             reason: context.tell(
@@ -318,9 +321,6 @@ class _Link:
             )
             for reason in ("unknown", "unlisted", "repeat", "redelivered")
         }
-
-    def _make_decoder(self) -> codec.Decoder:
-        return codec.Decoder(self._id, self._device, self._context.timezone)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -331,14 +331,14 @@ class _Link:
         """Take up a change of the site file or of a secret: between two messages, and without a
         reconnect unless the connection itself is concerned."""
         self._devices = self._context.devices
-        if device != self._device:
-            self._device = device
-            self._decoder = self._make_decoder()
+        timezone = self._context.timezone
+        if (device, timezone) != (self._device, self._timezone):
+            self._device, self._timezone = device, timezone
+            self._decoder = codec.Decoder(self._id, device, timezone)
         door = None
         with contextlib.suppress(*_TROUBLE):
             door = self._open_door()
         if door is None or door != self._door:
-            self._old = False
             self._wake.set()
             if door is not None and self._door is not None and door.session != self._door.session:
                 self._leave_for_good()
@@ -373,14 +373,15 @@ class _Link:
             self._door = None
             try:
                 self._door = self._open_door()
-                source, resumed = await _enter_any(self._door, resume=True, old=self._old)
+                source, resumed = await _enter_any(self._door, resume=True)
                 self._source, since = source, loop.time()
-                self._old = self._door.version is None and source.version == "3.1.1"
                 reason = await self._serve(source, self._door, resumed)
-            except _TROUBLE as error:
+            except Exception as error:
                 reason = _explained(error, self._door)
                 if isinstance(error, BrokerRefused):
                     longest = _LONGEST_PAUSE_REFUSED
+                if not isinstance(error, _TROUBLE):
+                    log.exception("the connection to the broker failed", extra={"device": self._id})
                 self._context.lost(self._id, reason)
             finally:
                 self._source = None
@@ -461,10 +462,10 @@ class _Link:
                     # the same each time that the broker shows it.
                     report.running += f"/{_checksum(packet) if packet.retain else _delivery()}"
                 reports.append(report)
-            if result.states:
-                self._note(result)
             heard |= result.heard
             alive |= result.alive
+            if result.states and self._note(result):
+                alive = False
             clock = result.clock or clock
             if not result.understood:
                 self._ignored["unknown"](1)
@@ -486,7 +487,7 @@ class _Link:
         self._batches.append(batch)
         self._some.set()
 
-    def _decoded(self, packet: mqtt5.PublishPacket, received: Any) -> Result | None:
+    def _decoded(self, packet: mqtt5.PublishPacket, received: datetime) -> Result | None:
         try:
             return self._decoder.read(
                 packet.topic, packet.payload, retained=packet.retain, received=received, memory=self._memory
@@ -508,7 +509,9 @@ class _Link:
             self._context.rejected("failed", "a message could not be read", device=self._id)
         return None
 
-    def _note(self, result: Result) -> None:
+    def _note(self, result: Result) -> bool:
+        """Pass on what a message tells of sensors; whether it tells that the device itself is gone."""
+        gone = False
         for state in result.states:
             if state.sensor is not None:
                 self._context.state(
@@ -520,8 +523,11 @@ class _Link:
                 )
             elif state.online is True:
                 self._context.heard(self._id)
+                gone = False
             elif state.online is False:
                 self._context.lost(self._id, "its last will says that it is offline")
+                gone = True
+        return gone
 
     # ── into custody ─────────────────────────────────────────────────────────────────────────────
 

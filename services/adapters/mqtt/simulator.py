@@ -20,8 +20,7 @@ from pydantic import SecretStr
 
 from services.adapters.mqtt import codec
 from services.adapters.mqtt.config import Device, Sensor
-from services.adapters.mqtt.source import Source, Source311
-from shared.bus import Endpoint
+from services.adapters.mqtt.source import ForeignEndpoint, Source, Source311
 from shared.events import Kind, SensorType, utcnow
 from shared.site import SecretRef
 
@@ -82,7 +81,7 @@ class Simulator:
         self.device = device
         login = device.credentials
         password = secret(login.password).get_secret_value() if login.password is not None else None
-        self._endpoint = Endpoint(url, username=login.username, password=password)
+        self._endpoint = ForeignEndpoint(url, username=login.username, password=password)
         options = codec.profile(device.profile).profile.options
         self._base = device.options.get("base", options["base"].default).strip("/")
         self._source: Source | None = None

@@ -48,10 +48,16 @@ class NotSubscribed(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class ForeignEndpoint(Endpoint):
-    """An endpoint whose client certificate is held in secrets (PEM texts)."""
+    """An endpoint whose login and client certificate (PEM texts) are held in secrets."""
 
     cert_pem: str | None = field(default=None, repr=False)
     key_pem: str | None = field(default=None, repr=False)
+
+    def login(self) -> tuple[str | None, bytes | None]:
+        if self.username is None:
+            return Endpoint.login(self)
+        # To the letter: a secret is no part of a URL, in which % would mean something.
+        return self.username, self.password.encode() if self.password is not None else None
 
     def tls_context(self) -> ssl.SSLContext:
         context = Endpoint.tls_context(self)

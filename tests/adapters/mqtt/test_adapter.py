@@ -374,14 +374,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, trustm
 @both_versions
 async def test_tls_and_password(tmp_path: Path, certificates: tuple[Path, trustme.CA], version: str) -> None:
     folder, _ = certificates
-    async with secured(tmp_path / "broker", {"tocsin": "right"}, folder) as broker:
+    # A % in a password stays what it is.
+    async with secured(tmp_path / "broker", {"tocsin": "100%41"}, folder) as broker:
         device = chime(
             broker,
             version=version,
             ca_file=str(folder / "ca.crt"),
             credentials={"username": "tocsin", "password": {"secret": "mq"}},
         )
-        gateway = Gateway(secrets={"mq": "right"}, chimes=device)
+        gateway = Gateway(secrets={"mq": "100%41"}, chimes=device)
         async with running(gateway):
             await mosquitto_pub(
                 broker,
@@ -390,7 +391,7 @@ async def test_tls_and_password(tmp_path: Path, certificates: tuple[Path, trustm
                 "-u",
                 "tocsin",
                 "-P",
-                "right",
+                "100%41",
                 "--cafile",
                 folder / "ca.crt",
             )
