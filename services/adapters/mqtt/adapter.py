@@ -53,6 +53,7 @@ _LONGEST_PAUSE_REFUSED = 60.0
 _STEADY = 5.0
 """Seconds that a connection must have lasted for the pauses to begin anew."""
 _STORE_PAUSE = 1.0
+_PROBE_PATIENCE = 10.0
 _REMEMBERED = 4096
 _KEPT_ACKNOWLEDGED = 64
 
@@ -202,7 +203,8 @@ async def probe(
         door = replace(door, client_id=f"{door.client_id}-check-{secrets.token_hex(3)}")
         source, _ = await _enter_any(door, resume=False)
         try:
-            await source.take(door.filters)
+            async with asyncio.timeout(_PROBE_PATIENCE):
+                await source.take(door.filters)
         finally:
             source.leave()
     except _TROUBLE as error:
@@ -403,8 +405,8 @@ class _Link:
                     await self._wake.wait()
 
     async def _serve(self, source: Source, door: _Door, resumed: bool) -> str:
-        """Take in messages until the connection ends; returns why it did. Raises `NotSubscribed`,
-        TimeoutError or ConnectionError if it could not be subscribed."""
+        """Take in messages until the connection ends; returns why it did. Raises `NotSubscribed` or
+        ConnectionError if it could not be subscribed."""
         if not resumed:
             self._taken.clear()
         # Beside, not before: what a session has queued comes ahead of the answer to SUBSCRIBE, and as

@@ -104,7 +104,8 @@ class Source(Connection):
             raise Unsupported(f"the broker hung up at the greeting: {error}") from None
 
     async def take(self, filters: Iterable[str]) -> None:
-        """Subscribe at QoS 1. Raises `NotSubscribed`, ConnectionError or TimeoutError.
+        """Subscribe at QoS 1. Raises `NotSubscribed`, or ConnectionError at the connection's end, which
+        comes if the broker falls silent; the answer may have to wait behind messages.
 
         The retain flag then marks what was retained before, not what is published so now
         (MQTT 5, 3.3.1.3); 3.1.1 always means it so.
@@ -113,8 +114,7 @@ class Source(Connection):
             mqtt5.TopicFilter(each, max_qos=mqtt5.QoS.AT_LEAST_ONCE, retain_as_published=False)
             for each in filters
         ]
-        async with asyncio.timeout(10):
-            codes = await self.subscribe(wanted)
+        codes = await self.subscribe(wanted)
         # The codes are no integers, whatever their type stubs say; 128 and above are refusals.
         refused = [f.pattern for f, code in zip(wanted, codes, strict=True) if int(code) >= 128]
         if refused:

@@ -86,6 +86,10 @@ class Gateway(Context):
         self.secrets[name] = value
         self._change.set()
 
+    async def followed(self) -> None:
+        """Wait until the adapter has taken up the last change."""
+        await eventually(lambda: not self._change.is_set())
+
     # the contract
 
     async def emit(self, *reports: Report, memory: Mapping[str, str | None] | None = None) -> None:

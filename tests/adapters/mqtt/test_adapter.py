@@ -601,7 +601,7 @@ async def test_new_sensors_need_no_new_connection(broker: Broker) -> None:
         await publish("chime/garage/ring", ring("a"))
         await eventually(lambda: len(gateway.reports) == 1)
         gateway.set_devices(chimes=chime(broker, sensors={"garage": {"type": "ai", "device": "garage"}}))
-        await asyncio.sleep(0.05)
+        await gateway.followed()
         await publish("chime/garage/ring", ring("b"))
         await eventually(lambda: len(gateway.reports) == 2)
     assert [r.sensor for r in gateway.reports] == [None, "garage"]
@@ -625,7 +625,8 @@ async def test_for_a_device_that_is_gone_the_broker_queues_nothing(broker: Broke
     gateway = Gateway(chimes=chime(broker, version=version))
     async with running(gateway), publisher(broker) as publish:
         gateway.set_devices()
-        await asyncio.sleep(0.2)
+        await gateway.followed()
+        await asyncio.sleep(0.2)  # for the broker to hear of it
         await publish("chime/door/ring", ring("nobody listens"))
         heard = len(gateway.alive)
         gateway.set_devices(chimes=chime(broker, version=version))
