@@ -330,9 +330,19 @@ class Sender:
     def _park(self, flights: list[_Flight]) -> None:
         for flight in flights:
             del self._partial[flight.id]
-            self._parked += 1
-        self._store.submit_lazy(_park, [(" ".join(sorted(f.got)), f.seq) for f in flights])
-        self._parked_event.set()
+        future = self._store.submit(_park, [(" ".join(sorted(f.got)), f.seq) for f in flights])
+
+        def parked(done: asyncio.Future[None]) -> None:
+            if done.cancelled() or done.exception() is not None:
+                for flight in flights:
+                    flight.sent = time.monotonic()  # to be parked later
+                    self._partial[flight.id] = flight
+                return
+            # Not before they are found on disk, or they would be looked for in vain and forgotten.
+            self._parked += len(flights)
+            self._parked_event.set()
+
+        future.add_done_callback(parked)
 
     def _load(self, lane: _Lane) -> None:
         """Fill the room in flight from disk."""
@@ -406,16 +416,16 @@ class Sender:
             if not self._parked:
                 self._parked_event.clear()
                 after = 0
+                pause = _PARKED_PAUSES[0]
                 await self._parked_event.wait()
             await asyncio.sleep(pause)
             if not self._bus.connected:
                 continue
             rows = await self._store.read(_parked_query(after))
             if not rows:
-                if after == 0:
-                    self._parked = 0
                 after = 0
-                pause = min(longest, pause * 2)
+                # Long enough for what was let go to be gone from the disk too.
+                pause = min(longest, max(_PARKED_PAUSES[0], pause * 2))
                 continue
             after = rows[-1][0]
             self._reminded_event.clear()

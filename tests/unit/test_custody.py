@@ -1,0 +1,517 @@
+"""The giving side of custody: what is sent, sent again, parked and let go."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from shared import custody
+from shared.custody import OUTBOX_SCHEMA, SEEN_SCHEMA, Entry, Receipts, Seen, Sender
+from shared.custody import _Flight as Flight
+from shared.events import Receipt
+from shared.store import Store, StoreFull
+from tests.gateway import TOPICS, Hub, Sent, leave, until
+
+ME = "adapter-test"
+REPLY = TOPICS.custody(ME)
+LIFE_SAFETY, REST = 0, 1
+
+
+class Adapter:
+    """A sender with its store, and what was published of it."""
+
+    def __init__(self, folder: Path, hub: Hub, windows: tuple[int, int] = (256, 1024)) -> None:
+        self.hub = hub
+        self.bus = hub.bus()
+        self.store = Store(folder / "outbox.db", OUTBOX_SCHEMA)
+        self.sender = Sender(self.bus, self.store, TOPICS, ME, windows=windows)
+
+    async def put(self, *ids: str, lane: int = REST, window: float | None = None) -> list[bool]:
+        entries = [
+            Entry(
+                key=id_.encode(),
+                id=id_,
+                lane=lane,
+                topic=TOPICS.event("smoke", "kitchen"),
+                body=b"{}",
+                seq=self.sender.next_sequence(),
+                window=window,
+            )
+            for id_ in ids
+        ]
+        return await self.sender.put(entries)
+
+    def published(self) -> list[str]:
+        """Ids in the order of their publication, repeats and all."""
+        return [
+            (one.correlation or b"").decode()
+            for one in self.hub.of(TOPICS.event("+", "+"))
+            if one.correlation
+        ]
+
+    def receipt(self, *ids: str, by: str = "vms", of: tuple[str, ...] = ("vms",)) -> None:
+        self.bus.receive(Sent(REPLY, Receipt(by=by, of=of, ids=ids).to_bytes()))
+
+
+@asynccontextmanager
+async def adapter(
+    folder: Path, hub: Hub | None = None, windows: tuple[int, int] = (256, 1024)
+) -> AsyncIterator[Adapter]:
+    made = Adapter(folder, hub or Hub(), windows)
+    await made.store.open()
+    await made.sender.open()
+    task = asyncio.create_task(made.sender.run())
+    try:
+        yield made
+    finally:
+        failed = task.exception() if task.done() else None
+        await leave(task)
+        await made.store.close()
+        made.hub.buses.remove(made.bus)
+        if failed is not None:
+            raise failed
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses of custody, a tenth as long."""
+    for name in ("_TICK", "_OVERTAKEN", "_STALLED", "_CANARY"):
+        monkeypatch.setattr(custody, name, getattr(custody, name) / 10)
+    monkeypatch.setattr(custody, "_PATIENCE", tuple(one / 10 for one in custody._PATIENCE))
+    monkeypatch.setattr(custody, "_PARKED_PAUSES", tuple(one / 10 for one in custody._PARKED_PAUSES))
+
+
+def ids(count: int, prefix: str = "e") -> list[str]:
+    return [f"{prefix}{number:05d}" for number in range(count)]
+
+
+async def on_disk(of: Adapter, expected: list[str | None]) -> None:
+    """Return when so many messages are on disk, and these are known to have them."""
+
+    def got(connection: sqlite3.Connection) -> list[str | None]:
+        return [who for (who,) in connection.execute("SELECT got FROM outbox ORDER BY seq")]
+
+    async with asyncio.timeout(10):
+        while await of.store.read(got) != expected:
+            await asyncio.sleep(0.01)
+
+
+def taker(
+    of: Adapter,
+    by: str = "vms",
+    all_of: tuple[str, ...] = ("vms",),
+    *,
+    takes: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """Somebody at the hub who receipts events that `takes` agrees to; returns what it has taken."""
+    taken: list[str] = []
+    bus = of.hub.bus()
+    receipts = Receipts(bus, by)
+
+    def on_event(message: object) -> None:
+        id_ = message.correlation.decode()  # type: ignore[attr-defined]
+        if takes is None or takes(id_):
+            taken.append(id_)
+            receipts.add(message.response_topic, all_of, id_)  # type: ignore[attr-defined]
+            receipts.send()
+
+    bus.subscribe(TOPICS.event("+", "+"), on_event)
+    return taken
+
+
+# ── the plain way ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_was_put_is_published_in_order_and_let_go_when_receipted(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        taken = taker(here)
+        made = ids(500)
+        for id_ in made:
+            assert await here.put(id_) == [True]
+        await until(lambda: here.sender.outstanding == 0)
+        assert taken == made
+        await on_disk(here, [])
+        first = here.hub.of(TOPICS.event("+", "+"))[0]
+        assert (first.response_topic, first.correlation) == (REPLY, b"e00000")
+
+
+async def test_nothing_is_published_before_it_is_on_disk(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        seen: list[int] = []
+
+        def count_rows(sent: Sent) -> bool:
+            with sqlite3.connect(here.store.path) as other:
+                [(count,)] = other.execute("SELECT count(*) FROM outbox")
+            seen.append(count)
+            return False
+
+        here.hub.loses = count_rows
+        for number, id_ in enumerate(ids(20), start=1):
+            await here.put(id_)
+            await until(lambda number=number: len(seen) >= number)  # type: ignore[misc]
+        assert all(count >= number for number, count in enumerate(seen[:20], start=1))
+
+
+async def test_a_repeat_is_not_taken_again(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        assert await here.put("a", "b", "a") == [True, True, False]
+        assert await here.put("b", "c") == [False, True]
+        assert here.sender.outstanding == 3
+    async with adapter(tmp_path) as here:
+        assert await here.put("c", "d") == [False, True]
+        assert here.sender.outstanding == 4
+
+
+async def test_memory_is_written_with_the_events_or_not_at_all(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        entry = Entry(b"a", "a", REST, "t", b"{}", here.sender.next_sequence())
+        await here.sender.put([entry], [("state", "on"), ("old", "1")])
+        twice = Entry(b"b", "b", REST, "t", b"{}", entry.seq)  # the same number: the commit fails
+        with pytest.raises(sqlite3.Error):
+            await here.sender.put([twice], [("state", "off"), ("old", None)])
+        memory = await here.store.read(lambda c: c.execute("SELECT * FROM memory ORDER BY key").fetchall())
+        assert memory == [("old", "1"), ("state", "on")]
+        assert await here.put("b") == [True]  # it is not thought to be a repeat
+
+
+async def test_a_full_store_takes_nothing(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        here.store.full = True
+        with pytest.raises(StoreFull):
+            await here.put("a")
+        here.store.full = False
+        assert await here.put("a") == [True]
+
+
+async def test_a_giver_that_gives_up_waiting_changes_nothing(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        taken = taker(here)
+        task = asyncio.create_task(here.put("a"))
+        await asyncio.sleep(0)
+        task.cancel()
+        await until(lambda: taken == ["a"])
+        await until(lambda: here.sender.outstanding == 0)
+
+
+# ── what gets lost on the way ────────────────────────────────────────────────────────────────────
+
+
+async def test_what_is_overtaken_is_sent_again(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        taken = taker(here)
+        lost = iter(["e00003"])
+        here.hub.loses = lambda sent: sent.correlation == b"e00003" and next(lost, None) is not None
+        await here.put(*ids(10))
+        await asyncio.sleep(0.1)
+        await here.put("later")
+        await until(lambda: here.sender.outstanding == 0)
+        assert here.published().count("e00003") == 2
+        assert len(taken) == 11
+
+
+async def test_a_lost_receipt_is_asked_for_again(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        taken = taker(here)
+        lost = iter([1])
+        here.hub.loses = lambda sent: sent.topic == REPLY and next(lost, None) is not None
+        await here.put("a")
+        await until(lambda: here.sender.outstanding == 0)
+        assert taken == ["a", "a"]
+
+
+async def test_while_nothing_is_receipted_one_message_tries_the_way(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        await here.put(*ids(200))
+        await until(lambda: len(here.published()) >= 203)
+        # No flood: the first one again and again, and the others when their patience ends.
+        assert set(here.published()[200:203]) == {"e00000"}
+        taken = taker(here)
+        await until(lambda: here.sender.outstanding == 0)
+        assert set(taken) == set(ids(200))
+
+
+async def test_a_new_connection_brings_what_was_under_way(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        here.bus.connected = False
+        await here.put(*ids(30))
+        await asyncio.sleep(0.1)
+        assert here.published() == []
+        taken = taker(here)
+        here.bus.connected = True
+        await until(lambda: here.sender.outstanding == 0)
+        assert taken == ids(30)
+
+
+async def test_after_a_start_what_was_left_goes_first(tmp_path: Path) -> None:
+    async with adapter(tmp_path, windows=(4, 8)) as here:
+        await here.put(*ids(40))
+    async with adapter(tmp_path, windows=(4, 8)) as here:
+        assert here.sender.outstanding == 40
+        taken = taker(here)
+        await here.put("new")
+        await until(lambda: here.sender.outstanding == 0)
+        assert taken == [*ids(40), "new"]
+        assert here.sender.next_sequence() == 42
+
+
+@pytest.mark.parametrize("payload", [b"", b"[]", b"\xff", b'{"by": "vms"}', b'{"by":1,"of":[],"ids":[]}'])
+async def test_a_receipt_that_cannot_be_read_does_no_harm(payload: bytes, tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        await here.put("a")
+        here.bus.receive(Sent(REPLY, payload))
+        here.receipt("no such id", "a", "a")
+        await until(lambda: here.sender.outstanding == 0)
+        here.receipt("a")
+        assert here.sender.outstanding == 0
+
+
+# ── back-pressure ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_is_under_way_is_bounded_and_the_rest_is_on_disk(tmp_path: Path) -> None:
+    async with adapter(tmp_path, windows=(8, 64)) as here:
+        for start in range(0, 2000, 200):
+            await here.put(*ids(2000)[start : start + 200])
+        assert here.published()[:64] == ids(2000)[:64]
+        assert set(here.published()) == set(ids(2000)[:64])
+        most = _flights()
+        taken = taker(here)
+        while here.sender.outstanding:
+            most = max(most, _flights())
+            await asyncio.sleep(0.02)
+        assert most <= 4 * 64
+        assert list(dict.fromkeys(taken)) == ids(2000)
+
+
+def _flights() -> int:
+    gc.collect()
+    return sum(isinstance(one, Flight) for one in gc.get_objects())
+
+
+async def test_life_safety_does_not_wait_behind_a_backlog(tmp_path: Path) -> None:
+    async with adapter(tmp_path, windows=(8, 64)) as here:
+        await here.put(*ids(1000))
+        await here.put("fire", lane=LIFE_SAFETY)
+        assert here.published()[64] == "fire"
+    async with adapter(tmp_path, windows=(8, 64)) as here:
+        # Over a restart too.
+        await until(lambda: "fire" in here.published())
+        taken = taker(here)
+        await until(lambda: "fire" in taken)
+        assert taken.index("fire") <= 64
+
+
+# ── several who must have it ─────────────────────────────────────────────────────────────────────
+
+BOTH = ("vms", "camio")
+
+
+async def test_it_is_kept_until_all_have_it(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        await here.put("a", "b")
+        here.receipt("a", "b", by="vms", of=BOTH)
+        assert here.sender.outstanding == 2
+        here.receipt("b", by="camio", of=BOTH)
+        assert here.sender.outstanding == 1
+        here.receipt("a", by="vms", of=BOTH)
+        assert here.sender.outstanding == 1
+        here.receipt("a", by="camio", of=BOTH)
+        assert here.sender.outstanding == 0
+
+
+async def test_the_newest_word_on_who_must_have_it_counts(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        await here.put("a")
+        here.receipt("a", by="vms", of=BOTH)
+        here.receipt("a", by="vms", of=("vms",))  # Camio is gone from the site file
+        assert here.sender.outstanding == 0
+
+
+async def test_one_who_is_away_holds_up_nobody_else(tmp_path: Path) -> None:
+    async with adapter(tmp_path, windows=(8, 64)) as here:
+        vms = taker(here, "vms", BOTH)
+        for start in range(0, 600, 50):
+            await here.put(*ids(600)[start : start + 50])
+        await until(lambda: len(dict.fromkeys(vms)) == 600)
+        assert list(dict.fromkeys(vms)) == ids(600)
+        assert here.sender.outstanding == 600
+        camio = taker(here, "camio", BOTH)
+        await until(lambda: here.sender.outstanding == 0)
+        assert set(camio) == set(ids(600))
+        await on_disk(here, [])
+
+
+async def test_one_who_is_away_twice_gets_the_second_batch_as_well(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        away = True
+        vms = taker(here, "vms", BOTH)
+        camio = taker(here, "camio", BOTH, takes=lambda id_: not away)
+        for batch in ("first", "second", "third"):
+            away = True
+            await here.put(f"{batch}-1", f"{batch}-2")
+            await on_disk(here, ["vms", "vms"])
+            away = False
+            await until(lambda: here.sender.outstanding == 0)
+        assert set(camio) == set(vms)
+
+
+async def test_counting_stays_right_while_parked_messages_come_and_go(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        stubborn = {"e00001", "e00150"}
+        taker(here, "vms", BOTH)
+        await here.put(*ids(200))
+        await on_disk(here, ["vms"] * 200)
+        taker(here, "camio", BOTH, takes=lambda id_: id_ not in stubborn)
+        await on_disk(here, ["vms", "vms"])
+        await asyncio.sleep(0.3)
+        assert here.sender.outstanding == 2
+        stubborn.clear()
+        await until(lambda: here.sender.outstanding == 0)
+
+
+async def test_what_is_parked_is_taken_up_after_a_start(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        taker(here, "vms", BOTH)
+        await here.put("a")
+        await on_disk(here, ["vms"])
+    async with adapter(tmp_path) as here:
+        assert here.sender.outstanding == 1
+        camio = taker(here, "camio", BOTH)
+        await until(lambda: here.sender.outstanding == 0)
+        assert camio == ["a"]
+
+
+async def test_a_parked_message_costs_nothing_while_nobody_is_there(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        taker(here, "vms", BOTH)
+        await here.put("a")
+        await on_disk(here, ["vms"])
+        before = len(here.published())
+        await asyncio.sleep(1)
+        assert len(here.published()) - before < 10
+
+
+# ── ids that were taken ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def database() -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(SEEN_SCHEMA)
+    yield connection
+    connection.close()
+
+
+class Taken:
+    """`Seen`, a transaction at a time."""
+
+    def __init__(self, database: sqlite3.Connection, *, days: float = 2, most: int = 1000) -> None:
+        self._database = database
+        self._seen = Seen(days=days, most=most)
+        self._seen.load(database)
+
+    def add(self, key: str, now: int, window: float | None = None) -> bool:
+        new = self._seen.add(self._database, key.encode(), now, window)
+        self._seen.turn(self._database, now)
+        return new
+
+    def held(self) -> int:
+        [(count,)] = self._database.execute(
+            "SELECT (SELECT count(*) FROM seen0) + (SELECT count(*) FROM seen1)"
+        )
+        return int(count)
+
+
+DAY = 86400
+
+
+def test_an_id_is_known_for_half_the_time_at_least(database: sqlite3.Connection) -> None:
+    seen = Taken(database)
+    assert seen.add("a", 1000)
+    assert not seen.add("a", 1000 + DAY)
+    assert seen.add("b", 1000 + DAY + 1)  # a new generation begins
+    assert not seen.add("a", 1000 + DAY + 2)
+
+
+def test_an_id_is_forgotten_after_two_generations(database: sqlite3.Connection) -> None:
+    seen = Taken(database)
+    seen.add("a", 1000)
+    for generation in range(1, 4):
+        seen.add(f"b{generation}", 1000 + generation * (DAY + 1))
+    assert seen.add("a", 1000 + 4 * DAY)
+
+
+def test_an_id_that_keeps_coming_stays_known(database: sqlite3.Connection) -> None:
+    seen = Taken(database)
+    assert seen.add("a", 1000)
+    assert not any(seen.add("a", 1000 + hour * 3600) for hour in range(1, 24 * 10))
+
+
+def test_ids_are_bounded_in_number(database: sqlite3.Connection) -> None:
+    seen = Taken(database, most=100)
+    for number in range(1000):
+        assert seen.add(str(number), 1000)
+        assert seen.held() <= 101
+    assert not any(seen.add(str(number), 1000) for number in range(960, 1000))
+
+
+def test_generations_outlive_a_restart(database: sqlite3.Connection) -> None:
+    for number in range(1000):
+        assert Taken(database, most=100).add(str(number), 1000)
+    assert Taken(database).held() <= 101
+
+
+def test_with_a_window_the_same_identity_is_a_new_event_later(database: sqlite3.Connection) -> None:
+    seen = Taken(database)
+    assert seen.add("a", 1000, 60)
+    assert not seen.add("a", 1060, 60)
+    assert seen.add("a", 1061, 60)
+    assert not seen.add("a", 1100, 60)
+    assert seen.add("b", 1000 + DAY + 1)  # over a turn of generations
+    assert seen.add("a", 1000 + DAY + 2, 60)
+    assert not seen.add("a", 1000 + DAY + 3, 60)
+
+
+def test_a_clock_that_is_set_back_forgets_nothing(database: sqlite3.Connection) -> None:
+    seen = Taken(database)
+    assert seen.add("a", 10 * DAY)
+    assert not seen.add("a", 10 * DAY - 3600)
+    assert not seen.add("a", 5 * DAY)
+    assert seen.add("b", 5 * DAY)
+
+
+# ── receipts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_one_receipt_for_a_batch_of_each_giver() -> None:
+    hub = Hub()
+    receipts = Receipts(hub.bus(), "vms")
+    one, other = str(uuid.uuid4()), str(uuid.uuid4())
+    receipts.add("custody/a", BOTH, one)
+    receipts.add("custody/a", BOTH, other)
+    receipts.add("custody/a", ("vms",), "third")
+    receipts.add("custody/b", BOTH, "fourth")
+    receipts.add(None, BOTH, "from outside")
+    receipts.send()
+    receipts.send()
+    assert [(each.topic, each.json()) for each in hub.sent] == [
+        ("custody/a", {"by": "vms", "of": ["vms", "camio"], "ids": [one, other]}),
+        ("custody/a", {"by": "vms", "of": ["vms"], "ids": ["third"]}),
+        ("custody/b", {"by": "vms", "of": ["vms", "camio"], "ids": ["fourth"]}),
+    ]
+
+
+async def test_a_receipt_is_never_too_large_for_the_broker() -> None:
+    hub = Hub()
+    receipts = Receipts(hub.bus(), "vms")
+    for _ in range(1100):
+        receipts.add("custody/a", BOTH, str(uuid.uuid4()))
+    receipts.send()
+    assert [len(each.json()["ids"]) for each in hub.sent] == [500, 500, 100]
