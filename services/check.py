@@ -135,9 +135,11 @@ def _in_words(summary: dict[str, Any]) -> str:
     )
 
 
-async def main(path: str, *, online: bool = False, as_json: bool = False) -> int:
+async def main(
+    path: str, *, online: bool = False, as_json: bool = False, secrets_dir: str | None = None
+) -> int:
     """Check, print, and return the exit code."""
-    report = await check(path, online=online)
+    report = await check(path, online=online, secrets=Secrets(secrets_dir, warn=lambda _: None))
     print(report.to_json() if as_json else report.to_text(colour=sys.stdout.isatty()))
     return report.exit_code
 

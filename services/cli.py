@@ -159,7 +159,9 @@ def _dispatch(args: argparse.Namespace) -> int:
         case "check":
             from services import check  # noqa: PLC0415
 
-            return check.main(args.file, online=args.online, as_json=args.json, secrets_dir=args.secrets_dir)
+            return asyncio.run(
+                check.main(args.file, online=args.online, as_json=args.json, secrets_dir=args.secrets_dir)
+            )
         case "watch":
             from services import watch  # noqa: PLC0415
 

@@ -279,9 +279,7 @@ async def _run(seconds: float | None, directory: Path, console: Console) -> int:
         tally, story = _Tally(), Story(console)
         bus = Bus(Endpoint(stack.broker.url), f"tocsin-demo-{os.getpid()}")
         subscribe(bus, Topics("demo"), story, broken=console.line)
-        bus.subscribe(
-            Topics("demo").event("+", "+"), lambda m: tally.saw(Event.model_validate_json(m.payload))
-        )
+        bus.subscribe(Topics("demo").event("+", "+"), lambda m: tally.saw(Event.from_bytes(m.payload)))
         joined = asyncio.Event()
         bus.on_joined(joined.set)
         watching = asyncio.create_task(bus.run())

@@ -10,10 +10,8 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from shared.bus import Bus, Message
-from shared.events import Delivery, Event, Outcome, Severity, Sighting
+from shared.events import Delivery, Event, Malformed, Outcome, Severity, Sighting
 from shared.secrets import Secrets
 from shared.service import Settings
 from shared.site import SiteError, load
@@ -109,20 +107,20 @@ def subscribe(bus: Bus, topics: Topics, story: Story, *, broken: Callable[[str],
     """Have `story` told what the public topics say."""
 
     def on_event(message: Message) -> None:
-        story.event(Event.model_validate_json(message.payload))
+        story.event(Event.from_bytes(message.payload))
 
     def on_sighting(message: Message) -> None:
-        story.sighting(Sighting.model_validate_json(message.payload))
+        story.sighting(Sighting.from_bytes(message.payload))
 
     def on_delivery(message: Message) -> None:
-        story.delivery(Delivery.model_validate_json(message.payload))
+        story.delivery(Delivery.from_bytes(message.payload))
 
     def guarded(handler: Callable[[Message], None]) -> Callable[[Message], None]:
         def handle(message: Message) -> None:
             try:
                 handler(message)
-            except ValidationError as error:
-                broken(f"{message.topic}: {error.error_count()} mistakes in a message")
+            except Malformed as error:
+                broken(f"{message.topic}: {error}")
 
         return handle
 

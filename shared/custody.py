@@ -22,11 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-from pydantic import ValidationError
-
 from shared.bus import Bus, Message
-from shared.events import Receipt, Severity
+from shared.events import Malformed, Receipt, Severity
 from shared.store import Store, StoreFull
 from shared.topics import Topics
 
@@ -283,8 +280,8 @@ class Sender:
 
     def _on_receipt(self, message: Message) -> None:
         try:
-            receipt = Receipt.model_validate(orjson.loads(message.payload))
-        except (orjson.JSONDecodeError, ValidationError) as error:
+            receipt = Receipt.from_bytes(message.payload)
+        except Malformed as error:
             log.warning(
                 "a receipt could not be read", extra={"topic": message.topic, "error": str(error)[:200]}
             )

@@ -16,7 +16,6 @@ import logging
 import random
 import sqlite3
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -24,13 +23,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import orjson
-from pydantic import ValidationError
 
 from shared import metrics
 from shared.bus import Message
 from shared.custody import LANES, SEEN_SCHEMA, Receipts, Seen
-from shared.events import Delivery, DeliveryData, Event, Outcome, SeenBy, Sighting, utcnow
+from shared.events import Delivery, DeliveryData, Event, Malformed, Outcome, SeenBy, Sighting, id_key, utcnow
 from shared.service import Part, Runtime
 from shared.store import Store, StoreFull
 
@@ -55,8 +54,7 @@ CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """One thing to deliver: an event, and the camera it is for, where the target tells cameras."""
 
     event: Event
@@ -205,8 +203,8 @@ class Publisher(Part):
 
     def _on_sighting(self, message: Message) -> None:
         try:
-            sighting = Sighting.model_validate_json(message.payload)
-        except ValidationError as error:
+            sighting = Sighting.from_bytes(message.payload)
+        except Malformed as error:
             self._set_aside.inc()
             log.warning(
                 "a sighting could not be understood; it is set aside",
@@ -240,7 +238,7 @@ class Publisher(Part):
             task = _Task(self._seq, rank, Job(event, camera))
             tasks.append((lane, task, ahead))
             rows.append((self._seq, lane_id, rank, int(ahead), _body(task.job)))
-        future = self._store.submit(self._write, (_key(event.id), rows))
+        future = self._store.submit(self._write, (id_key(event.id), rows))
 
         def written(done: asyncio.Future[bool]) -> None:
             failed = done.cancelled() or done.exception() is not None
@@ -616,29 +614,8 @@ class Publisher(Part):
         return "the store is full" if self._store.full else None
 
 
-def _key(id_: str) -> bytes:
-    try:
-        return uuid.UUID(id_).bytes
-    except ValueError:
-        return id_.encode()
-
-
-def _body(job: Job) -> bytes:
-    camera = job.camera
-    return orjson.dumps(
-        {
-            "event": orjson.Fragment(job.event.to_bytes()),
-            "camera": {"id": camera.id, "name": camera.name, "time": camera.time} if camera else None,
-        }
-    )
-
-
-def _job(body: bytes) -> Job:
-    parts = orjson.loads(body)
-    camera = parts["camera"]
-    return Job(
-        Event.model_validate(parts["event"]), SeenBy.model_validate(camera) if camera is not None else None
-    )
+_body = msgspec.json.Encoder().encode
+_job = msgspec.json.Decoder(Job).decode
 
 
 def _fetch(connection: sqlite3.Connection, items: Sequence[tuple[str, int, int, int]]) -> list[Any]:

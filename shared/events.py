@@ -9,16 +9,19 @@ itself (see `event_id`), so that a message delivered twice is one event.
 
 from __future__ import annotations
 
-import uuid
+import hashlib
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+import msgspec
+from msgspec import Meta, field
+from pydantic import StringConstraints
 
 CONTENT_TYPE = "application/cloudevents+json"
 
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+_SLUG = r"^[a-z0-9][a-z0-9-]*$"
+Slug = Annotated[str, StringConstraints(pattern=_SLUG, max_length=64), Meta(pattern=_SLUG, max_length=64)]
 """An id of the site file. It is part of topics, so it holds no `/`, `+` or `#`."""
 
 
@@ -128,35 +131,64 @@ def utcnow() -> datetime:
     return datetime.now(UTC)
 
 
-def _in_utc(value: Any) -> Any:
-    if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise ValueError("a time needs a zone")
-        return value.astimezone(UTC)
-    return value
+UtcTime = Annotated[datetime, Meta(tz=True)]
 
 
-UtcTime = Annotated[datetime, BeforeValidator(_in_utc)]
-
-_NAMESPACE = uuid.UUID("8d2f6f0a-54f6-5b1c-9a43-0d7b7c0f6d11")
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 def event_id(*parts: str) -> str:
     """The id of what `parts` name: the same parts give the same id, other parts another.
+
+    A UUID of version 8 (RFC 9562, 5.8): a hash of the parts and their lengths.
 
     >>> event_id("hq", "panel", "1") == event_id("hq", "panel", "1")
     True
     >>> event_id("a", "bc") == event_id("ab", "c")
     False
     """
-    return str(uuid.uuid5(_NAMESPACE, "\x1f".join(f"{len(part)}:{part}" for part in parts)))
+    name = "\x1f".join(f"{len(part)}:{part}" for part in parts).encode(errors="surrogatepass")
+    h = hashlib.blake2b(name, digest_size=16).hexdigest()
+    return f"{h[:8]}-{h[8:12]}-8{h[13:16]}-{_VARIANT[h[16]]}{h[17:20]}-{h[20:]}"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+def id_key(id_: str) -> bytes:
+    """An event's id, packed: how stores know it."""
+    try:
+        return bytes.fromhex(id_.replace("-", ""))
+    except ValueError:
+        return id_.encode()
 
 
-class SensorRef(_Model):
+class Malformed(ValueError):
+    """A message is not what its model says; the text says where."""
+
+
+class _Model(msgspec.Struct, frozen=True, kw_only=True):
+    def to_bytes(self) -> bytes:
+        return _ENCODER.encode(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Raises `Malformed`. Fields that it does not know are passed over."""
+        decoder = _DECODERS.get(cls)
+        if decoder is None:
+            decoder = _DECODERS[cls] = msgspec.json.Decoder(cls)
+        try:
+            return decoder.decode(data)  # type: ignore[no-any-return]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Malformed(str(error)) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return msgspec.structs.replace(self, **changes)
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {}
+
+
+class SensorRef(_Model, frozen=True, kw_only=True):
     """The sensor that an event is about."""
 
     id: Slug
@@ -165,71 +197,80 @@ class SensorRef(_Model):
     device: Slug
 
 
-class Actor(_Model):
+class Actor(_Model, frozen=True, kw_only=True, omit_defaults=True):
     """Who acted: a card holder, a cashier. Never a card number or a PIN."""
 
     id: str | None = None
     name: str | None = None
     email: str | None = None
 
+    def known(self) -> dict[str, str]:
+        """What is known of them, by field."""
+        said = (("id", self.id), ("name", self.name), ("email", self.email))
+        return {key: value for key, value in said if value is not None}
 
-class EventData(_Model):
+
+class EventData(_Model, frozen=True, kw_only=True):
     kind: Kind
     sensor: SensorRef
-    time_source: Literal["device", "gateway"] = Field(
-        description="whose clock `time` is: the device's if plausible, else the gateway's"
-    )
+    time_source: Annotated[
+        Literal["device", "gateway"],
+        Meta(description="whose clock `time` is: the device's if plausible, else the gateway's"),
+    ]
     severity: Severity
-    replayed: bool = Field(
-        default=False, description="true for retained or backlog messages: old news, not an alarm"
-    )
+    replayed: Annotated[
+        bool, Meta(description="true for retained or backlog messages: old news, not an alarm")
+    ] = False
     actor: Actor | None = None
     labels: tuple[str, ...] = ()
-    native: dict[str, str] = Field(default_factory=dict, description="the vendor's own code and address")
-    details: dict[str, str] = Field(default_factory=dict, description="everything the sensor said, flat")
-    count: int = Field(default=1, ge=1, description="how many repeats this event stands for")
+    native: Annotated[dict[str, str], Meta(description="the vendor's own code and address")] = field(
+        default_factory=dict
+    )
+    details: Annotated[dict[str, str], Meta(description="everything the sensor said, flat")] = field(
+        default_factory=dict
+    )
+    count: Annotated[int, Meta(ge=1, description="how many repeats this event stands for")] = 1
 
 
-class _CloudEvent(_Model):
+class _CloudEvent(_Model, frozen=True, kw_only=True):
     specversion: Literal["1.0"] = "1.0"
-    id: str = Field(min_length=1, max_length=128)
+    id: Annotated[str, Meta(min_length=1, max_length=256)]
     source: str
     subject: str | None = None
     time: UtcTime
     datacontenttype: Literal["application/json"] = "application/json"
 
-    def to_bytes(self) -> bytes:
-        return self.__pydantic_serializer__.to_json(self)
 
-
-class Event(_CloudEvent):
+class Event(_CloudEvent, frozen=True, kw_only=True):
     """One thing that one sensor reported. Topic: events/{type}/{sensor}."""
 
-    type: str = Field(pattern=r"^tocsin\.[a-z_]+\.[a-z_]+\.v1$")
-    recordedtime: UtcTime = Field(description="when the gateway received it")
-    sequence: str | None = Field(
-        default=None,
-        description="CloudEvents sequence extension: orders one adapter's events, compared as text",
-    )
+    type: Annotated[str, Meta(pattern=r"^tocsin\.[a-z_]+\.[a-z_]+\.v1$")]
+    recordedtime: Annotated[UtcTime, Meta(description="when the gateway received it")]
+    sequence: Annotated[
+        str | None,
+        Meta(description="CloudEvents sequence extension: orders one adapter's events, compared as text"),
+    ] = None
     data: EventData
 
 
-class SeenBy(_Model):
+class SeenBy(_Model, frozen=True, kw_only=True):
     """A camera that sees the sensor."""
 
     id: Slug
     name: str
-    time: UtcTime = Field(description="the event's time on this camera's clock")
+    time: Annotated[UtcTime, Meta(description="the event's time on this camera's clock")]
 
 
-class SightingData(_Model):
+class SightingData(_Model, frozen=True, kw_only=True):
     event: Event
     cameras: tuple[SeenBy, ...]
     targets: tuple[str, ...]
 
 
-class Sighting(_CloudEvent):
-    """An event, the cameras that see it, and who must learn of it. Its id is the event's."""
+class Sighting(_CloudEvent, frozen=True, kw_only=True):
+    """An event, the cameras that see it, and who must learn of it. Its id is the event's.
+
+    Topic: sightings/{type}/{sensor}."""
 
     type: Literal["tocsin.sighting.v1"] = "tocsin.sighting.v1"
     data: SightingData
@@ -240,68 +281,67 @@ class Outcome(StrEnum):
     DEAD_LETTER = "dead_letter"
 
 
-class DeliveryData(_Model):
-    event: str = Field(description="id of the event")
+class DeliveryData(_Model, frozen=True, kw_only=True):
+    event: Annotated[str, Meta(description="id of the event")]
     sensor: Slug
     kind: Kind
     target: str
-    camera: Slug | None = Field(default=None, description="for targets that tell each camera")
+    camera: Annotated[Slug | None, Meta(description="for targets that tell each camera")] = None
     outcome: Outcome
-    reason: str | None = Field(default=None, description="why it is a dead letter")
-    remote_id: str | None = Field(default=None, description="what the target calls it")
+    reason: Annotated[str | None, Meta(description="why it is a dead letter")] = None
+    remote_id: Annotated[str | None, Meta(description="what the target calls it")] = None
     attempts: int = 1
     recordedtime: UtcTime
-    seconds: float = Field(description="from the event's recordedtime to this outcome")
+    seconds: Annotated[float, Meta(description="from the event's recordedtime to this outcome")]
 
 
-class Delivery(_CloudEvent):
+class Delivery(_CloudEvent, frozen=True, kw_only=True):
     """What became of one sighting at one target. Topic: deliveries/{target}/{sensor}."""
 
     type: Literal["tocsin.delivery.v1"] = "tocsin.delivery.v1"
     data: DeliveryData
 
 
-class SensorStateData(_Model):
+class SensorStateData(_Model, frozen=True, kw_only=True):
     sensor: Slug
     device: Slug
     type: SensorType
     name: str
-    online: bool | None = Field(default=None, description="null until it is known")
+    online: Annotated[bool | None, Meta(description="null until it is known")] = None
     last_seen: UtcTime | None = None
-    state: str | None = Field(default=None, description="the last kind it reported")
-    battery: float | None = Field(default=None, ge=0, le=100, description="percent")
+    state: Annotated[str | None, Meta(description="the last kind it reported")] = None
+    battery: Annotated[float, Meta(ge=0, le=100, description="percent")] | None = None
     battery_low: bool | None = None
     tamper: bool | None = None
-    clock_offset: float | None = Field(default=None, description="device clock minus gateway clock, seconds")
+    clock_offset: Annotated[float | None, Meta(description="device clock minus gateway clock, seconds")] = (
+        None
+    )
 
 
-class SensorState(_CloudEvent):
+class SensorState(_CloudEvent, frozen=True, kw_only=True):
     """State of a sensor, retained. Topic: sensors/{sensor}."""
 
     type: Literal["tocsin.sensor.v1"] = "tocsin.sensor.v1"
     data: SensorStateData
 
 
-class ServiceStatusData(_Model):
+class ServiceStatusData(_Model, frozen=True, kw_only=True):
     service: Slug
     status: Literal["online", "degraded", "offline"]
     version: str
-    reason: str | None = Field(default=None, description="why it is degraded")
+    reason: Annotated[str | None, Meta(description="why it is degraded")] = None
 
 
-class ServiceStatus(_CloudEvent):
+class ServiceStatus(_CloudEvent, frozen=True, kw_only=True):
     """Status of a service, retained; its last will says offline. Topic: services/{service}."""
 
     type: Literal["tocsin.service.v1"] = "tocsin.service.v1"
     data: ServiceStatusData
 
 
-class Receipt(_Model):
+class Receipt(_Model, frozen=True, kw_only=True):
     """Who took which messages into custody, and who all must. Topic: custody/{client}."""
 
     by: str
     of: tuple[str, ...]
     ids: tuple[str, ...]
-
-    def to_bytes(self) -> bytes:
-        return self.__pydantic_serializer__.to_json(self)

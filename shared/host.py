@@ -35,6 +35,7 @@ from shared.events import (
     SensorType,
     Severity,
     event_id,
+    id_key,
     utcnow,
 )
 from shared.service import Part, Runtime
@@ -287,7 +288,7 @@ class AdapterHost(Part):
         else:
             at = report.time.astimezone(UTC).isoformat() if report.time else ""
             id_ = event_id(site, device, report.sensor or "", report.kind, at, report.running)
-        key = uuid.UUID(id_).bytes
+        key = id_key(id_)
         if report.repeat_window is not None:
             id_ = event_id(id_, received.isoformat())
         return key, id_
@@ -381,7 +382,7 @@ class AdapterHost(Part):
         state = self._states.get(sensor)
         if state is None or all(getattr(state, key) == value for key, value in said.items()):
             return
-        self._states[sensor] = state.model_copy(update=dict(said))
+        self._states[sensor] = state.replace(**said)
         self._dirty[sensor] = 0.0
 
     async def _publish_states(self) -> None:
@@ -406,7 +407,7 @@ class AdapterHost(Part):
             update["last_seen"] = datetime.fromtimestamp(last, UTC)
             if state.online is None:
                 update["online"] = True
-        state = self._states[sensor] = state.model_copy(update=update)
+        state = self._states[sensor] = state.replace(**update)
         now = utcnow()
         self.runtime.bus.retain(
             self.runtime.topics.sensor(sensor),
@@ -461,9 +462,7 @@ class AdapterHost(Part):
         state = self._states.get(sensor_id)
         if state is None:
             state = SensorStateData(sensor=sensor_id, device=device_id, type=sensor.type, name=name)
-        self._states[sensor_id] = state.model_copy(
-            update={"device": device_id, "type": sensor.type, "name": name}
-        )
+        self._states[sensor_id] = state.replace(device=device_id, type=sensor.type, name=name)
         self._dirty[sensor_id] = 0.0
 
     def _on_change(self) -> None:

@@ -280,7 +280,7 @@ def payload(event: Event, labels: tuple[str, ...] = ()) -> dict[str, Any]:
     said.append(f"tocsin_{event.id}")
     body["labels"] = list(dict.fromkeys(_label(text) for text in said if text.strip()))
     if data.actor is not None:
-        actor = data.actor.model_dump(exclude_none=True)
+        actor = data.actor.known()
         body.update((f"actor_{key}", value) for key, value in actor.items() if value)
     return body
 

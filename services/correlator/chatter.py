@@ -17,6 +17,7 @@ from shared.events import Event, event_id, utcnow
 
 _MOST_HELD = 500
 _MOST_FOLDED = 50_000
+_MOST_PASSED = 20_000
 
 
 class Verdict(Enum):
@@ -34,7 +35,6 @@ class Window:
     key: tuple[str, str]
     length: float
     closes: float
-    passed: str
     held: dict[str, tuple[str | None, Event]] = field(default_factory=dict)
     """Event by id, with the topic for its receipt."""
 
@@ -47,6 +47,7 @@ class Chatter:
         self._windows: dict[tuple[str, str], Window] = {}
         self._folding: set[str] = set()
         self._folded: dict[str, None] = dict.fromkeys(folded)
+        self._passed: dict[str, None] = {}
 
     def judge(self, event: Event, reply: str | None, window: timedelta) -> Verdict:
         """What becomes of an event of a sensor whose repeats are suppressed."""
@@ -54,18 +55,22 @@ class Chatter:
             return Verdict.FOLDED
         if event.id in self._folding:
             return Verdict.HOLD
+        if event.id in self._passed:
+            # Sent again, perhaps hours later, because some target does not have it yet: no new one.
+            return Verdict.PASS
         key = (event.data.sensor.id, str(event.data.kind))
         found = self._windows.get(key)
         if found is None:
-            self._open(key, window.total_seconds(), event.id)
-            return Verdict.PASS
-        if event.id == found.passed:
+            self._open(key, window.total_seconds())
+            self._passed[event.id] = None
+            if len(self._passed) > _MOST_PASSED:
+                del self._passed[next(iter(self._passed))]
             return Verdict.PASS
         found.held[event.id] = (reply, event)
         return Verdict.HOLD
 
-    def _open(self, key: tuple[str, str], length: float, passed: str) -> None:
-        self._windows[key] = Window(key, length, self._now() + length, passed)
+    def _open(self, key: tuple[str, str], length: float) -> None:
+        self._windows[key] = Window(key, length, self._now() + length)
 
     def due(self) -> list[Window]:
         """Windows that close now and have repeats, each to be followed by `done` or `failed`."""
@@ -77,7 +82,7 @@ class Chatter:
             del self._windows[key]
             if window.held:
                 # A chatter that goes on is held for the next one, after another window.
-                self._open(key, window.length, window.passed)
+                self._open(key, window.length)
                 self._folding |= window.held.keys()
                 closing.append(window)
         return closing
@@ -99,22 +104,18 @@ def summary(held: list[Event], source: str, sequence: str) -> Event:
     """The event that stands for `held`: the last of them, with a count and the times of both ends."""
     last = max(held, key=lambda event: event.time)
     first = min(held, key=lambda event: event.time)
-    data = last.data.model_copy(
-        update={
-            "count": sum(event.data.count for event in held),
-            "details": {
-                **last.data.details,
-                "first_time": first.time.isoformat(),
-                "last_time": last.time.isoformat(),
-            },
-        }
+    data = last.data.replace(
+        count=sum(event.data.count for event in held),
+        details={
+            **last.data.details,
+            "first_time": first.time.isoformat(),
+            "last_time": last.time.isoformat(),
+        },
     )
-    return last.model_copy(
-        update={
-            "id": event_id(source, *sorted(event.id for event in held)),
-            "source": source,
-            "recordedtime": utcnow(),
-            "sequence": sequence,
-            "data": data,
-        }
+    return last.replace(
+        id=event_id(source, *sorted(event.id for event in held)),
+        source=source,
+        recordedtime=utcnow(),
+        sequence=sequence,
+        data=data,
     )

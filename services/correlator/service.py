@@ -11,18 +11,17 @@ import asyncio
 import logging
 import sqlite3
 import time
-import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 
 import orjson
-from pydantic import ValidationError
 
 from services.correlator.chatter import Chatter, Verdict, Window, summary
 from services.correlator.plan import Place, Plan
 from shared import metrics
 from shared.bus import Message
 from shared.custody import LANES, OUTBOX_SCHEMA, Entry, Receipts, Sender
-from shared.events import Event, utcnow
+from shared.events import Event, Malformed, id_key, utcnow
 from shared.service import Part, Runtime
 from shared.store import Store, StoreFull
 
@@ -33,6 +32,7 @@ _PATIENCE_FOR_MAP = timedelta(seconds=60)
 file may have reached the adapter before it reached this service."""
 _FOLDED = "folded:"
 _FOLDED_FOR = 3600
+_FORGET_EVERY = 600.0
 _TICK = 0.25
 _RECEIPTS_EVERY = 0.02
 
@@ -65,10 +65,7 @@ class Correlator(Part):
         await self._sender.open()
 
         def folded(connection: sqlite3.Connection) -> list[str]:
-            connection.execute(
-                "DELETE FROM memory WHERE key GLOB ? AND CAST(value AS INTEGER) < ?",
-                (f"{_FOLDED}*", int(time.time()) - _FOLDED_FOR),
-            )
+            _forget(connection, ())
             rows = connection.execute("SELECT key FROM memory WHERE key GLOB ?", (f"{_FOLDED}*",))
             return [key.removeprefix(_FOLDED) for (key,) in rows]
 
@@ -89,8 +86,8 @@ class Correlator(Part):
 
     def _on_event(self, message: Message) -> None:
         try:
-            event = Event.model_validate_json(message.payload)
-        except ValidationError as error:
+            event = Event.from_bytes(message.payload)
+        except Malformed as error:
             self._set_aside.inc()
             log.warning(
                 "an event could not be understood; it is set aside",
@@ -145,8 +142,12 @@ class Correlator(Part):
         self._receipts.send()
 
     async def _close_windows(self) -> None:
+        forget_at = time.monotonic() + _FORGET_EVERY
         while True:
             await asyncio.sleep(_TICK)
+            if time.monotonic() > forget_at:
+                forget_at = time.monotonic() + _FORGET_EVERY
+                self._store.submit_lazy(_forget, None)
             for window in self._chatter.due():
                 await self._fold(window)
 
@@ -154,7 +155,7 @@ class Correlator(Part):
         sequence = self._sender.next_sequence()
         made = summary([event for _, event in window.held.values()], self._source, f"{sequence:020d}")
         entry = Entry(
-            uuid.UUID(made.id).bytes,
+            id_key(made.id),
             made.id,
             LANES.get(made.data.severity, 1),
             self.runtime.topics.event(made.data.sensor.type, made.data.sensor.id),
@@ -171,6 +172,14 @@ class Correlator(Part):
         metrics.SUPPRESSED.inc(len(window.held))
         for id_, (reply, _) in window.held.items():
             self._receipt(reply, id_)
+
+
+def _forget(connection: sqlite3.Connection, items: Sequence[None]) -> None:
+    """Forget which events were folded long ago."""
+    connection.execute(
+        "DELETE FROM memory WHERE key GLOB ? AND CAST(value AS INTEGER) <= ?",
+        (f"{_FOLDED}*", int(time.time()) - _FOLDED_FOR),
+    )
 
 
 def sighting(event: Event, body: bytes, place: Place, targets: tuple[str, ...], source: str) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC
 from typing import TypedDict
 from urllib.parse import urlencode
 
@@ -185,7 +186,7 @@ class Vms(Target):
 
     async def _create(self, access: _Access, name: str, job: Job) -> Answer:
         assert job.camera is not None
-        time = job.camera.time.replace(tzinfo=None).isoformat(timespec="milliseconds")
+        time = job.camera.time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
         meta = metadata(job.event, self._settings.meta_value_length)
         if access.types and access.types.get(name):
             url = f"{access.base_url}/api/v2/cameras/{access.camid}/event_processing/events/{name}/trigger/"
@@ -235,7 +236,7 @@ def metadata(event: Event, longest: int) -> dict[str, str]:
         "recorded": event.recordedtime.isoformat(timespec="milliseconds"),
     }
     if data.actor is not None:
-        actor = data.actor.model_dump(exclude_none=True)
+        actor = data.actor.known()
         tags.update((f"actor_{key}", value) for key, value in actor.items())
     if data.labels:
         tags["labels"] = ", ".join(data.labels)

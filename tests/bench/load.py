@@ -61,6 +61,7 @@ class Source:
         self.sent: list[float] = []
         """Wall clock of each report, by its number."""
         self._unacked = 0
+        self._eased = asyncio.Event()
 
     async def __aenter__(self) -> Source:
         self._connection = Connection(lambda message: None)
@@ -79,16 +80,16 @@ class Source:
 
     def _acked(self, _: mqtt5.PubAckReasonCode) -> None:
         self._unacked -= 1
+        self._eased.set()
 
     async def flood(self, reports: Sequence[tuple[str, bytes]], *, ahead: int = 2000) -> None:
         """As fast as the broker takes it."""
         for report in reports:
-            while self._unacked >= ahead:
-                await asyncio.sleep(0.001)
+            await self._at_most(ahead)
             self._publish(report)
             if self._unacked % 64 == 0:
                 await asyncio.sleep(0)
-        await self._all_acked()
+        await self._at_most(0)
 
     async def pace(self, reports: Sequence[tuple[str, bytes]], rate: float) -> None:
         """At `rate` a second, on time whatever the gateway does (an open loop)."""
@@ -98,11 +99,12 @@ class Source:
             if wait > 0:
                 await asyncio.sleep(wait)
             self._publish(report)
-        await self._all_acked()
+        await self._at_most(0)
 
-    async def _all_acked(self) -> None:
-        while self._unacked:
-            await asyncio.sleep(0.002)
+    async def _at_most(self, unacked: int) -> None:
+        while self._unacked > unacked:
+            self._eased.clear()
+            await self._eased.wait()
 
 
 @dataclass

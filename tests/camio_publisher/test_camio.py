@@ -98,7 +98,7 @@ def test_an_event_says_all_that_the_guide_has_a_field_for() -> None:
         labels=("north wing", "Front door", " "),
         replayed=True,
         count=3,
-    ).model_copy(update={"time": at})
+    ).replace(time=at)
     assert payload(made, ("Building 5",)) == {
         "device_id": "front-door",
         "timestamp": "2026-11-21T18:22:14.398Z",
@@ -310,7 +310,7 @@ async def test_events_arrive_in_each_envelope(envelope: Any, tmp_path: Path) -> 
 async def test_events_at_the_same_moment_are_all_told_in_order(camio: CamioSimulator, tmp_path: Path) -> None:
     here = world(tmp_path, camio)
     at = event().time
-    made = [event(actor=Actor(name=f"Person {n}")).model_copy(update={"time": at}) for n in range(20)]
+    made = [event(actor=Actor(name=f"Person {n}")).replace(time=at) for n in range(20)]
     async with publisher(here):
         tell(here, *made)
         await camio.wait_for(20)

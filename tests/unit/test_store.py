@@ -38,7 +38,7 @@ def numbers(connection: sqlite3.Connection) -> list[int]:
 async def holds(store: Store, number: int) -> None:
     """Return when it does."""
     async with asyncio.timeout(10):
-        while number not in await store.read(numbers):  # noqa: ASYNC110
+        while number not in await store.read(numbers):
             await asyncio.sleep(0.01)
 
 

@@ -257,8 +257,8 @@ async def test_the_time_is_the_cameras_in_utc_without_a_zone(vms: VmsSimulator, 
     made = event()
     at = datetime(2026, 11, 21, 18, 22, 14, 398765, UTC)
     seen_by = SeenBy(id="lobby", name="Lobby", time=at - timedelta(seconds=2))
-    told = sighting(made.model_copy(update={"time": at}))
-    told = told.model_copy(update={"data": told.data.model_copy(update={"cameras": (seen_by,)})})
+    told = sighting(made.replace(time=at))
+    told = told.replace(data=told.data.replace(cameras=(seen_by,)))
     async with publisher(here):
         tell(here, told)
         await vms.wait_for(1)
