@@ -11,7 +11,9 @@ import struct
 
 import mqtt5
 
-_CONNACK, _PUBLISH, _SUBACK, _UNSUBACK = 2, 3, 9, 11
+_CONNACK, _PUBLISH, _PUBACK, _SUBACK, _UNSUBACK, _PINGRESP = 2, 3, 4, 9, 11, 13
+
+_SENT_BY_BROKERS = frozenset({_CONNACK, _PUBLISH, _PUBACK, _SUBACK, _UNSUBACK, _PINGRESP})
 
 _REFUSALS = {
     1: mqtt5.ConnAckReasonCode.UNSUPPORTED_PROTOCOL_VERSION,
@@ -52,6 +54,8 @@ def read(buffer: memoryview) -> tuple[mqtt5.Packet, int]:
     Raises IndexError if bytes are missing, ValueError if it is not MQTT 3.1.1.
     """
     kind, flags = buffer[0] >> 4, buffer[0] & 15
+    if kind not in _SENT_BY_BROKERS or (flags and kind != _PUBLISH):
+        raise ValueError(f"a broker sends no packet that begins with {buffer[0]}")
     start, size = _size(buffer)
     end = start + size
     if end > len(buffer):
@@ -66,8 +70,9 @@ def read(buffer: memoryview) -> tuple[mqtt5.Packet, int]:
         return mqtt5.SubAckPacket(_number(body, 0), codes), end
     if kind == _UNSUBACK:
         return mqtt5.UnsubAckPacket(_number(body, 0), []), end
-    # PUBACK and PINGRESP are the same bytes in both versions.
-    return mqtt5.read(buffer[:end])
+    if kind == _PUBACK:
+        return mqtt5.PubAckPacket(_number(body, 0)), end
+    return mqtt5.PingRespPacket(), end
 
 
 def outline(buffer: memoryview) -> tuple[int, str, int | None]:

@@ -551,6 +551,39 @@ async def test_a_refused_subscription_is_said() -> None:
         assert gateway.alive == []
 
 
+@pytest.mark.parametrize(
+    ("version", "connack"),
+    [("5", b"\x20\x03\x00\x00\x00"), ("3.1.1", b"\x20\x02\x00\x00")],
+    ids=["5", "3.1.1"],
+)
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"\x30\x05\x00\x02\xff\xfex",
+        b"\x32\x04\x00\x09aa",
+        b"\xf7\xff\xff\xff\xff\x7f",
+        b"HTTP/1.1 400\r\n" * 9,
+    ],
+    ids=["no UTF-8", "too short", "too long", "HTTP"],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of mqtt5's panic
+async def test_a_broker_that_talks_nonsense_is_left_and_tried_again(
+    version: str, connack: bytes, nonsense: bytes
+) -> None:
+    visits: list[bytes] = []
+
+    async def mad(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visits.append(await reader.read(4096))
+        writer.write(connack + nonsense)
+        await reader.read()
+
+    async with listening(mad) as port:
+        gateway = Gateway(chimes=chime(f"mqtt://127.0.0.1:{port}", version=version))
+        async with running(gateway, connected=False):
+            await eventually(lambda: len(visits) > 1 and gateway.losses)
+    assert "the broker sent" in gateway.losses[0][1]
+
+
 async def test_a_probe_says_what_is_wrong_and_disturbs_nobody(
     broker: Broker, tmp_path: Path, certificates: tuple[Path, trustme.CA], unused_port: int
 ) -> None:
