@@ -215,17 +215,21 @@ class Sender:
         return self._seq
 
     async def put(
-        self, entries: Sequence[Entry], memory: Iterable[tuple[str, str | None]] = ()
+        self,
+        entries: Sequence[Entry],
+        memory: Iterable[tuple[str, str | None]] = (),
+        taken: Callable[[list[bool]], None] = lambda news: None,
     ) -> list[bool]:
         """Take `entries` into custody, all in one commit with `memory`; return when they are on disk.
 
-        False stands for an entry whose key was known: it is a repeat, and is not taken again. Raises
-        `StoreFull` if nothing was taken."""
+        False stands for an entry whose key was known: it is a repeat, and is not taken again. `taken`
+        is told the same, and also if the caller has given up waiting. Raises `StoreFull` if nothing was
+        taken."""
         if self._store.full:
             raise StoreFull(f"{self._store.path} holds all that it may")
         future = self._store.submit(self._write, (entries, tuple(memory)))
         # The callback, not the awaiting task, so that the order of the commits is the order of sending.
-        future.add_done_callback(lambda done: self._written(entries, done))
+        future.add_done_callback(lambda done: self._written(entries, taken, done))
         new: list[bool] = await asyncio.shield(future)
         return new
 
@@ -248,7 +252,12 @@ class Sender:
         self._seen.turn(connection, now)
         return results
 
-    def _written(self, entries: Sequence[Entry], done: asyncio.Future[list[bool]]) -> None:
+    def _written(
+        self,
+        entries: Sequence[Entry],
+        taken: Callable[[list[bool]], None],
+        done: asyncio.Future[list[bool]],
+    ) -> None:
         if done.cancelled() or done.exception() is not None:
             return
         for entry, new in zip(entries, done.result(), strict=True):
@@ -261,6 +270,7 @@ class Sender:
             if caught_up and len(lane.flying) < lane.window:
                 lane.loaded = entry.seq
                 self._fly(lane, _Flight(entry.seq, entry.id, entry.lane, entry.topic, entry.body))
+        taken(done.result())
 
     def _fly(self, lane: _Lane, flight: _Flight) -> None:
         lane.flying[flight.id] = flight

@@ -91,6 +91,7 @@ def believed_time(
     """
     if said is None:
         return received, False
+    said = _in_utc(said)
     if offset is not None and abs(offset) > max_skew:
         if replayed:
             with contextlib.suppress(OverflowError):
@@ -102,6 +103,13 @@ def believed_time(
     if -max_skew <= age <= max_age:
         return said, True
     return received, False
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        return time.replace(tzinfo=UTC)  # at an end of the calendar; nobody believes it anyway
 
 
 class AdapterHost(Part):
@@ -121,7 +129,7 @@ class AdapterHost(Part):
         self._watches: dict[str, _Watch] = {}
         self._states: dict[str, SensorStateData] = {}
         self._dirty: dict[str, float] = {}
-        self._own: asyncio.Queue[Report] = asyncio.Queue()
+        self._own: asyncio.Queue[tuple[Report, Mapping[str, str | None]]] = asyncio.Queue()
         self._change = asyncio.Event()
         self._received: dict[tuple[str, str], Any] = {}
         self._counters: dict[str, Counter] = {}
@@ -233,10 +241,20 @@ class AdapterHost(Part):
         """See `shared.adapter.Emit`."""
         received = utcnow()
         entries = [self._entry(report, received) for report in reports]
-        news = await self._sender.put(entries, memory.items())
-        self._learn(memory)
-        for report, new in zip(reports, news, strict=True):
-            self._took(report, new)
+        # What was remembered before is older, and must not be written after it.
+        before = {key: self._pending.pop(key) for key in memory if key in self._pending}
+
+        def taken(news: list[bool]) -> None:
+            self._learn({key: value for key, value in memory.items() if key not in self._pending})
+            for report, new in zip(reports, news, strict=True):
+                self._took(report, new)
+
+        try:
+            # An adapter may give up waiting, as when its client hangs up: it is taken all the same.
+            await self._sender.put(entries, memory.items(), taken)
+        except (StoreFull, sqlite3.Error):
+            self._pending = {**before, **self._pending}
+            raise
 
     def _entry(self, report: Report, received: datetime) -> Entry:
         device = self._devices.get(report.device)
@@ -286,7 +304,7 @@ class AdapterHost(Part):
         elif report.time is None and not report.running:
             id_ = str(uuid.uuid4())
         else:
-            at = report.time.astimezone(UTC).isoformat() if report.time else ""
+            at = _in_utc(report.time).isoformat() if report.time else ""
             id_ = event_id(site, device, report.sensor or "", report.kind, at, report.running)
         key = id_key(id_)
         if report.repeat_window is not None:
@@ -319,7 +337,7 @@ class AdapterHost(Part):
         metrics.CLOCK_OFFSET.labels(device).set(offset)
         skewed = abs(offset) > self._devices[device].max_skew
         if skewed and not watch.skewed:
-            self._own.put_nowait(
+            self._notice(
                 Report(
                     device=device,
                     sensor=None,
@@ -332,19 +350,18 @@ class AdapterHost(Part):
 
     def _gone(self, device: str, watch: _Watch, reason: str) -> None:
         watch.offline = True
-        self.remember(f"offline:{device}", "1")
         metrics.ONLINE.labels(device).set(0)
-        self._own.put_nowait(
-            Report(device=device, sensor=None, kind=Kind.DEVICE_OFFLINE, details={"reason": reason})
+        self._notice(
+            Report(device=device, sensor=None, kind=Kind.DEVICE_OFFLINE, details={"reason": reason}),
+            {f"offline:{device}": "1"},
         )
         for sensor in self._devices[device].sensors:
             self._update_state(sensor, {"online": False})
 
     def _back(self, device: str, watch: _Watch) -> None:
         watch.offline = False
-        self.remember(f"offline:{device}", None)
         metrics.ONLINE.labels(device).set(1)
-        self._own.put_nowait(Report(device=device, sensor=None, kind=Kind.DEVICE_ONLINE))
+        self._notice(Report(device=device, sensor=None, kind=Kind.DEVICE_ONLINE), {f"offline:{device}": None})
         for sensor in self._devices[device].sensors:
             self._update_state(sensor, {"online": True})
 
@@ -357,13 +374,16 @@ class AdapterHost(Part):
                 if device.supervision and not watch.offline and now - watch.heard > device.supervision:
                     self._gone(id_, watch, f"silent for more than {device.supervision:g} s")
 
+    def _notice(self, report: Report, memory: Mapping[str, str | None] = MappingProxyType({})) -> None:
+        self._own.put_nowait((report, memory))
+
     async def _report_own(self) -> None:
         """Events that the gateway itself makes of what it notices, such as a silent device."""
         while True:
-            report = await self._own.get()
+            report, memory = await self._own.get()
             while report.device in self._devices:
                 try:
-                    await self.emit(report)
+                    await self.emit(report, memory=memory)
                     break
                 except (StoreFull, sqlite3.Error):
                     await asyncio.sleep(1)
@@ -451,6 +471,7 @@ class AdapterHost(Part):
                 )
                 self._start_state(sensor_id, device_id, sensor)
         self._devices = devices
+        self._severity = site.severity
         self._known = known
         self._seen_gauges = {id_: metrics.LAST_SEEN.labels(id_) for id_ in known}
         self._watches = {id_: self._watches.get(id_) or _Watch() for id_ in devices}
@@ -466,8 +487,9 @@ class AdapterHost(Part):
         self._dirty[sensor_id] = 0.0
 
     def _on_change(self) -> None:
-        if self.runtime.site.devices_of(self.protocol) != self._devices:
-            self._look_up(self.runtime.site)
+        site = self.runtime.site
+        if site.devices_of(self.protocol) != self._devices or site.severity != self._severity:
+            self._look_up(site)
         self._change.set()
 
     # ── the part ─────────────────────────────────────────────────────────────────────────────────
