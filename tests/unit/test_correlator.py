@@ -1,0 +1,388 @@
+"""The correlator: events to cameras and targets, and a chatter to one event."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.correlator import service
+from services.correlator.chatter import Chatter, Verdict, summary
+from services.correlator.plan import Plan
+from services.correlator.service import Correlator
+from shared.custody import Receipts
+from shared.events import Event, Kind, SensorType, Severity, Sighting
+from tests.gateway import TOPICS, Sent, World, event, fire, running, site_of, until
+
+SITE = """
+site: hq
+cameras:
+  lobby: {name: Lobby, time_offset: 1s, vms: {token: {secret: camera_lobby}}}
+  dock: {name: Loading dock, vms: {token: {secret: camera_dock}}}
+  analogue: {name: No VMS}
+schedules:
+  nights: {from: "22:00", to: "06:00"}
+devices:
+  controller:
+    adapter: webhook
+    cameras: [dock]
+    sensors:
+      front-door: {type: access_control, name: Front door, cameras: [lobby, {camera: dock, offset: -2s}]}
+      back-door: {type: access_control, cameras: [analogue]}
+      quiet: {type: motion, cameras: [lobby], select: {kind: motion.detected}}
+      night-motion: {type: motion, cameras: [lobby], select: {schedule: nights}}
+      chatty: {type: motion, cameras: [lobby], suppress: {window: 300ms}}
+  panel:
+    adapter: dc09
+    sensors:
+      kitchen-smoke: {type: smoke, cameras: [lobby]}
+targets:
+  vms: {select: {not: {kind: access.entry_closed}}}
+  camio: {token: {secret: camio}}
+"""
+REPLY = TOPICS.custody("adapter-webhook")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, site_of(SITE, tmp_path))
+
+
+@asynccontextmanager
+async def correlator(of: World) -> AsyncIterator[Correlator]:
+    part = Correlator(of.runtime("correlator"))
+    async with running(part):
+        yield part
+
+
+def tell(of: World, *events: Event, reply: str | None = REPLY) -> None:
+    bus = of.hub.buses[-1]
+    for one in events:
+        topic = TOPICS.event(one.data.sensor.type, one.data.sensor.id)
+        bus.receive(Sent(topic, one.to_bytes(), reply, one.id.encode()))
+
+
+def sightings(of: World) -> list[Sent]:
+    return of.hub.of(TOPICS.sighting("+", "+"))
+
+
+def seen(of: World) -> list[Event]:
+    return [Sighting.from_bytes(one.payload).data.event for one in sightings(of)]
+
+
+def receipts(of: World) -> list[dict[str, Any]]:
+    return [one.json() for one in of.hub.of(REPLY)]
+
+
+def receipted(of: World) -> list[str]:
+    return [id_ for one in receipts(of) for id_ in one["ids"]]
+
+
+# ── the map ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_sighting_is_the_event_and_who_sees_it(world: World) -> None:
+    async with correlator(world):
+        tell(world, made := event(details={"reason": "ünïcode"}))
+        [told] = sightings(world)
+    sighting = Sighting.from_bytes(told.payload)
+    assert told.topic == TOPICS.sighting("access_control", "front-door")
+    assert (told.response_topic, told.correlation) == (REPLY, made.id.encode())
+    assert (sighting.id, sighting.source, sighting.subject) == (made.id, "/hq/correlator", "front-door")
+    assert sighting.data.event == made
+    assert [(one.id, one.name, one.time - made.time) for one in sighting.data.cameras] == [
+        ("lobby", "Lobby", timedelta(seconds=1)),
+        ("dock", "Loading dock", timedelta(seconds=-2)),
+    ]
+    assert sighting.data.targets == ("vms", "camio")
+    # Who must have it has not: the correlator keeps nothing and receipts nothing.
+    assert receipts(world) == []
+
+
+@pytest.mark.parametrize(
+    ("made", "targets"),
+    [
+        (event(), ("vms", "camio")),
+        (event(sensor="back-door"), ("camio",)),  # the VMS knows no camera that sees it
+        (event(Kind.ACCESS_ENTRY_CLOSED), ("camio",)),
+        (fire(device="panel"), ("vms",)),
+        (event(Kind.MOTION_DETECTED, "quiet", type_=SensorType.MOTION), ("vms",)),
+        (event(Kind.DEVICE_OFFLINE, "controller", type_=SensorType.DEVICE), ("vms",)),
+        (event(Kind.SENSOR_EVENT, "unlisted-7", type_=SensorType.DEVICE), ("vms",)),
+    ],
+)
+async def test_each_target_is_told_of_what_it_selects(
+    made: Event, targets: tuple[str, ...], world: World
+) -> None:
+    async with correlator(world):
+        tell(world, made)
+        assert [Sighting.from_bytes(one.payload).data.targets for one in sightings(world)] == [targets]
+
+
+async def test_what_nobody_wants_is_receipted(world: World) -> None:
+    async with correlator(world):
+        first = event(Kind.MOTION_CLEARED, "quiet", type_=SensorType.MOTION)
+        second = event(Kind.DEVICE_TEST, "panel", type_=SensorType.DEVICE, device="panel")
+        tell(world, first, second)
+        await until(lambda: receipts(world))
+    assert sightings(world) == []
+    assert receipts(world) == [{"by": "correlator", "of": ["correlator"], "ids": [first.id, second.id]}]
+
+
+def test_a_schedule_is_judged_by_the_events_time(tmp_path: Path) -> None:
+    plan = Plan(site_of(SITE, tmp_path))
+    made = event(Kind.MOTION_DETECTED, "night-motion", type_=SensorType.MOTION)
+    for hour, targets in ((23, ("vms",)), (12, ())):
+        at = datetime.fromisoformat(f"2026-11-21T{hour}:30:00+00:00")
+        late = made.replace(time=at)
+        place = plan.place(late)
+        assert place is not None
+        assert plan.targets(late, place) == targets
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"\xff", b"null", b'{"specversion":"1.0","id":"x"}', event().to_bytes()[:-9]]
+)
+async def test_a_message_that_is_no_event_is_set_aside_and_receipted(
+    payload: bytes, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with correlator(world):
+        world.hub.buses[-1].receive(Sent(TOPICS.event("smoke", "x"), payload, REPLY, b"some-id"))
+        tell(world, event())
+        await until(lambda: receipts(world))
+    assert receipted(world) == ["some-id"]
+    assert len(sightings(world)) == 1
+    assert "could not be understood" in caplog.text
+
+
+async def test_an_unknown_sensors_event_waits_for_a_map_that_knows_it(world: World) -> None:
+    async with correlator(world):
+        young = event(sensor="side-door", device="side-controller")
+        old = event(sensor="side-door", device="side-controller", age=61)
+        tell(world, young, old)
+        await until(lambda: receipts(world))
+        assert receipted(world) == [old.id]
+        assert sightings(world) == []
+        text = SITE.replace("  controller:", "  side-controller:", 1).replace("front-door", "side-door")
+        world.change(text)
+        tell(world, young)
+        assert [one.id for one in seen(world)] == [young.id]
+
+
+async def test_a_new_map_holds_from_the_next_event_on(world: World) -> None:
+    async with correlator(world):
+        bus = world.hub.buses[-1]
+        joined = []
+        bus.on_joined(lambda: joined.append(1))
+        tell(world, fire(device="panel"))
+        world.change(
+            SITE.replace(
+                "kitchen-smoke: {type: smoke, cameras: [lobby]}",
+                "kitchen-smoke: {type: smoke, cameras: [dock]}",
+            )
+        )
+        tell(world, fire(device="panel"))
+        world.change(SITE.replace("  vms: {select: {not: {kind: access.entry_closed}}}\n", ""))
+        tell(world, last := fire(device="panel"))
+        await until(lambda: receipts(world))
+    cameras = [
+        [one.id for one in Sighting.from_bytes(each.payload).data.cameras] for each in sightings(world)
+    ]
+    assert cameras == [["lobby"], ["dock"]]
+    assert receipted(world) == [last.id]
+    assert joined == []
+
+
+# ── chatter ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def motion(**data: Any) -> Event:
+    return event(Kind.MOTION_DETECTED, "chatty", type_=SensorType.MOTION, **data)
+
+
+async def folded(of: World) -> Event:
+    """The event that stands for others, once it is there."""
+    await until(lambda: [one for one in seen(of) if one.source == "/hq/correlator"])
+    return next(one for one in seen(of) if one.source == "/hq/correlator")
+
+
+async def test_a_chatter_becomes_one_event_with_a_count(world: World) -> None:
+    async with correlator(world):
+        made = [motion(details={"n": str(n)}) for n in range(20)]
+        tell(world, *made)
+        assert [one.id for one in seen(world)] == [made[0].id]
+        assert receipts(world) == []
+        one = await folded(world)
+        await until(lambda: receipted(world))
+    assert one.data.count == 19
+    assert one.data.kind is Kind.MOTION_DETECTED
+    assert one.data.details["n"] == "19"
+    assert one.data.details["first_time"] == made[1].time.isoformat()
+    assert one.data.details["last_time"] == made[-1].time.isoformat()
+    assert sorted(receipted(world)) == sorted(each.id for each in made[1:])
+    assert {tuple(each["of"]) for each in receipts(world)} == {("correlator",)}
+    # It is in custody like any other.
+    mine = [each for each in world.hub.of(TOPICS.event("+", "+")) if each.response_topic]
+    assert mine[0].response_topic == TOPICS.custody("correlator")
+
+
+async def test_each_kind_and_sensor_has_its_own_window_and_others_have_none(world: World) -> None:
+    async with correlator(world):
+        made = [
+            motion(),
+            event(Kind.MOTION_CLEARED, "chatty", type_=SensorType.MOTION),
+            *(event() for _ in range(3)),
+            motion(replayed=True),
+        ]
+        tell(world, *made)
+        assert [one.id for one in seen(world)] == [one.id for one in made]
+
+
+async def test_after_a_quiet_window_the_next_one_passes_at_once(world: World) -> None:
+    async with correlator(world) as part:
+        tell(world, motion())
+        await until(lambda: not part._chatter._windows)
+        tell(world, motion())
+        assert len(seen(world)) == 2
+
+
+async def test_what_is_held_is_not_lost_with_the_correlator(world: World) -> None:
+    made = [motion() for _ in range(5)]
+    async with correlator(world):
+        tell(world, *made)
+    assert receipts(world) == []
+    told = len(seen(world))
+    async with correlator(world):
+        tell(world, *made[1:])  # the adapter sends again what was not receipted
+        await folded(world)
+        await until(lambda: len(receipted(world)) == 3)
+    again = seen(world)[told:]
+    assert again[0].id == made[1].id
+    assert again[1].data.count == 3
+
+
+async def test_what_was_folded_is_not_counted_again_after_a_kill(world: World) -> None:
+    made = [motion() for _ in range(5)]
+    world.hub.loses = lambda sent: sent.topic == REPLY  # killed before a receipt is out
+    async with correlator(world):
+        tell(world, *made)
+        await folded(world)
+    world.hub.sent.clear()
+    world.hub.loses = lambda sent: False
+    async with correlator(world):
+        tell(world, *made[1:])
+        await until(lambda: len(receipted(world)) == 4)
+        await asyncio.sleep(0.5)
+    assert {one.data.count for one in seen(world)} == {4}  # its own, from its store
+    assert len({one.id for one in seen(world)}) == 1
+
+
+async def test_an_event_sent_again_is_neither_a_repeat_nor_a_beginning(world: World) -> None:
+    async with correlator(world) as part:
+        first = motion()
+        tell(world, first)
+        tell(world, first)  # some target does not have it yet
+        assert [one.id for one in seen(world)] == [first.id] * 2
+        await until(lambda: not part._chatter._windows)
+        tell(world, first)
+        assert not part._chatter._windows
+        second = motion()
+        tell(world, second, first)
+        assert [one.id for one in seen(world)] == [first.id] * 3 + [second.id, first.id]
+        assert not any(window.held for window in part._chatter._windows.values())
+
+
+async def test_a_flood_is_folded_before_it_fills_the_memory(world: World) -> None:
+    async with correlator(world):
+        tell(world, *(motion() for _ in range(1300)))
+        one = await folded(world)
+        assert one.data.count == 1299
+        await until(lambda: len(receipted(world)) == 1299)
+
+
+async def test_what_cannot_be_stored_stays_held(world: World) -> None:
+    async with correlator(world) as part:
+        part._store.full = True
+        made = [motion() for _ in range(4)]
+        tell(world, *made)
+        await asyncio.sleep(0.8)
+        assert receipts(world) == []
+        assert len(seen(world)) == 1
+        part._store.full = False
+        one = await folded(world)
+        assert one.data.count == 3
+
+
+async def test_what_was_folded_is_forgotten_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_FOLDED_FOR", 0)
+    monkeypatch.setattr(service, "_FORGET_EVERY", 0.3)
+
+    def remembered(connection: sqlite3.Connection) -> int:
+        [(count,)] = connection.execute("SELECT count(*) FROM memory")
+        return int(count)
+
+    async with correlator(world) as part:
+        tell(world, *(motion() for _ in range(4)))
+        await folded(world)
+        async with asyncio.timeout(10):
+            while await part._store.read(remembered):
+                await asyncio.sleep(0.05)
+
+
+async def test_a_summary_is_sent_again_until_it_is_receipted(world: World) -> None:
+    async with correlator(world) as part:
+        tell(world, motion(), motion())
+        one = await folded(world)
+        assert part._sender.outstanding == 1
+        receipts_of_vms = Receipts(world.hub.bus(), "vms")
+        receipts_of_vms.add(TOPICS.custody("correlator"), ("vms",), one.id)
+        receipts_of_vms.send()
+        await until(lambda: part._sender.outstanding == 0)
+
+
+# ── chatter, without a correlator ────────────────────────────────────────────────────────────────
+
+
+def test_windows_by_the_clock() -> None:
+    now = 0.0
+    chatter = Chatter(lambda: now)
+    window = timedelta(seconds=10)
+    first, second, third = motion(), motion(), motion()
+    assert chatter.judge(first, None, window) is Verdict.PASS
+    now = 9
+    assert chatter.judge(second, "reply", window) is Verdict.HOLD
+    assert chatter.due() == []
+    now = 10
+    [closed] = chatter.due()
+    assert list(closed.held) == [second.id]
+    assert chatter.judge(second, "reply", window) is Verdict.HOLD  # it is being folded
+    chatter.done(closed)
+    assert chatter.judge(second, "reply", window) is Verdict.FOLDED
+    # A chatter that goes on is held on.
+    assert chatter.judge(third, None, window) is Verdict.HOLD
+    now = 20
+    [again] = chatter.due()
+    chatter.failed(again)
+    now = 30
+    [once_more] = chatter.due()
+    assert list(once_more.held) == [third.id]
+    chatter.done(once_more)
+    now = 40
+    assert chatter.due() == []
+    assert chatter.judge(motion(), None, window) is Verdict.PASS
+
+
+def test_a_summary_of_summaries_counts_them_all() -> None:
+    made = [motion(count=3), motion(count=4, age=5), motion(severity=Severity.LIFE_SAFETY, age=1)]
+    one = summary(made, "/hq/correlator", "1")
+    assert one.data.count == 8
+    assert one.time == made[0].time
+    assert one.data.details["first_time"] == made[1].time.isoformat()
+    # The same events make the same summary, in whatever order they came.
+    assert summary(made[::-1], "/hq/correlator", "2").id == one.id
