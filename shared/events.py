@@ -40,6 +40,8 @@ class SensorType(StrEnum):
 
 
 class Severity(StrEnum):
+    """How much hangs on it. Under a backlog, life safety goes first."""
+
     LIFE_SAFETY = "life_safety"
     SECURITY = "security"
     OPERATIONAL = "operational"
@@ -164,7 +166,7 @@ class Malformed(ValueError):
     """A message is not what its model says; the text says where."""
 
 
-class _Model(msgspec.Struct, frozen=True, kw_only=True):
+class _Model(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def to_bytes(self) -> bytes:
         return _ENCODER.encode(self)
 
@@ -188,21 +190,21 @@ _ENCODER = msgspec.json.Encoder()
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {}
 
 
-class SensorRef(_Model, frozen=True, kw_only=True):
+class SensorRef(_Model, frozen=True, kw_only=True, gc=False):
     """The sensor that an event is about."""
 
-    id: Slug
+    id: Annotated[Slug, Meta(description="its id in the site file; that of the device for its own events")]
     type: SensorType
-    name: str
-    device: Slug
+    name: Annotated[str, Meta(description="its name for people")]
+    device: Annotated[Slug, Meta(description="id of the device that it belongs to")]
 
 
-class Actor(_Model, frozen=True, kw_only=True, omit_defaults=True):
+class Actor(_Model, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """Who acted: a card holder, a cashier. Never a card number or a PIN."""
 
-    id: str | None = None
-    name: str | None = None
-    email: str | None = None
+    id: Annotated[str | None, Meta(description="the vendor's id of them")] = None
+    name: Annotated[str | None, Meta(description="their name")] = None
+    email: Annotated[str | None, Meta(description="their address")] = None
 
     def known(self) -> dict[str, str]:
         """What is known of them, by field."""
@@ -210,7 +212,9 @@ class Actor(_Model, frozen=True, kw_only=True, omit_defaults=True):
         return {key: value for key, value in said if value is not None}
 
 
-class EventData(_Model, frozen=True, kw_only=True):
+class EventData(_Model, frozen=True, kw_only=True, gc=False):
+    """What happened, and all that the sensor said about it."""
+
     kind: Kind
     sensor: SensorRef
     time_source: Annotated[
@@ -221,8 +225,8 @@ class EventData(_Model, frozen=True, kw_only=True):
     replayed: Annotated[
         bool, Meta(description="true for retained or backlog messages: old news, not an alarm")
     ] = False
-    actor: Actor | None = None
-    labels: tuple[str, ...] = ()
+    actor: Annotated[Actor | None, Meta(description="who acted, if the device said")] = None
+    labels: Annotated[tuple[str, ...], Meta(description="words to find it by, such as a number plate")] = ()
     native: Annotated[dict[str, str], Meta(description="the vendor's own code and address")] = field(
         default_factory=dict
     )
@@ -232,16 +236,16 @@ class EventData(_Model, frozen=True, kw_only=True):
     count: Annotated[int, Meta(ge=1, description="how many repeats this event stands for")] = 1
 
 
-class _CloudEvent(_Model, frozen=True, kw_only=True):
+class _CloudEvent(_Model, frozen=True, kw_only=True, gc=False):
     specversion: Literal["1.0"] = "1.0"
-    id: Annotated[str, Meta(min_length=1, max_length=256)]
-    source: str
-    subject: str | None = None
-    time: UtcTime
+    id: Annotated[str, Meta(min_length=1, max_length=256, description="the same id is the same message")]
+    source: Annotated[str, Meta(description="who says it: /{site}/{device or service}")]
+    subject: Annotated[str | None, Meta(description="id of the sensor or service that it is about")] = None
+    time: Annotated[UtcTime, Meta(description="when it happened")]
     datacontenttype: Literal["application/json"] = "application/json"
 
 
-class Event(_CloudEvent, frozen=True, kw_only=True):
+class Event(_CloudEvent, frozen=True, kw_only=True, gc=False):
     """One thing that one sensor reported. Topic: events/{type}/{sensor}."""
 
     type: Annotated[str, Meta(pattern=r"^tocsin\.[a-z_]+\.[a-z_]+\.v1$")]
@@ -253,21 +257,23 @@ class Event(_CloudEvent, frozen=True, kw_only=True):
     data: EventData
 
 
-class SeenBy(_Model, frozen=True, kw_only=True):
+class SeenBy(_Model, frozen=True, kw_only=True, gc=False):
     """A camera that sees the sensor."""
 
-    id: Slug
-    name: str
+    id: Annotated[Slug, Meta(description="its id in the site file")]
+    name: Annotated[str, Meta(description="its name for people")]
     time: Annotated[UtcTime, Meta(description="the event's time on this camera's clock")]
 
 
-class SightingData(_Model, frozen=True, kw_only=True):
+class SightingData(_Model, frozen=True, kw_only=True, gc=False):
+    """The event, and where it goes."""
+
     event: Event
-    cameras: tuple[SeenBy, ...]
-    targets: tuple[str, ...]
+    cameras: Annotated[tuple[SeenBy, ...], Meta(description="the cameras that see the sensor")]
+    targets: Annotated[tuple[str, ...], Meta(description="the targets that must learn of it")]
 
 
-class Sighting(_CloudEvent, frozen=True, kw_only=True):
+class Sighting(_CloudEvent, frozen=True, kw_only=True, gc=False):
     """An event, the cameras that see it, and who must learn of it. Its id is the event's.
 
     Topic: sightings/{type}/{sensor}."""
@@ -277,71 +283,84 @@ class Sighting(_CloudEvent, frozen=True, kw_only=True):
 
 
 class Outcome(StrEnum):
+    """What became of a delivery. A dead letter is refused for good; it is kept and can be replayed."""
+
     DELIVERED = "delivered"
     DEAD_LETTER = "dead_letter"
 
 
-class DeliveryData(_Model, frozen=True, kw_only=True):
+class DeliveryData(_Model, frozen=True, kw_only=True, gc=False):
+    """What was delivered, where, and how it went."""
+
     event: Annotated[str, Meta(description="id of the event")]
-    sensor: Slug
+    sensor: Annotated[Slug, Meta(description="id of the sensor")]
     kind: Kind
-    target: str
+    target: Annotated[str, Meta(description="the system that was told: vms, camio, …")]
     camera: Annotated[Slug | None, Meta(description="for targets that tell each camera")] = None
     outcome: Outcome
     reason: Annotated[str | None, Meta(description="why it is a dead letter")] = None
     remote_id: Annotated[str | None, Meta(description="what the target calls it")] = None
-    attempts: int = 1
-    recordedtime: UtcTime
+    attempts: Annotated[int, Meta(description="how often it was tried")] = 1
+    recordedtime: Annotated[UtcTime, Meta(description="when the gateway received the event")]
     seconds: Annotated[float, Meta(description="from the event's recordedtime to this outcome")]
 
 
-class Delivery(_CloudEvent, frozen=True, kw_only=True):
+class Delivery(_CloudEvent, frozen=True, kw_only=True, gc=False):
     """What became of one sighting at one target. Topic: deliveries/{target}/{sensor}."""
 
     type: Literal["tocsin.delivery.v1"] = "tocsin.delivery.v1"
     data: DeliveryData
 
 
-class SensorStateData(_Model, frozen=True, kw_only=True):
-    sensor: Slug
-    device: Slug
+class SensorStateData(_Model, frozen=True, kw_only=True, gc=False):
+    """What is known of a sensor now. Null is what is not known."""
+
+    sensor: Annotated[Slug, Meta(description="id of the sensor")]
+    device: Annotated[Slug, Meta(description="id of its device")]
     type: SensorType
-    name: str
+    name: Annotated[str, Meta(description="its name for people")]
     online: Annotated[bool | None, Meta(description="null until it is known")] = None
-    last_seen: UtcTime | None = None
+    last_seen: Annotated[UtcTime | None, Meta(description="when it was last heard")] = None
     state: Annotated[str | None, Meta(description="the last kind it reported")] = None
-    battery: Annotated[float, Meta(ge=0, le=100, description="percent")] | None = None
-    battery_low: bool | None = None
-    tamper: bool | None = None
+    battery: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None, Meta(description="charge of its battery, percent")
+    ] = None
+    battery_low: Annotated[bool | None, Meta(description="whether it says that its battery is low")] = None
+    tamper: Annotated[bool | None, Meta(description="whether somebody meddles with it")] = None
     clock_offset: Annotated[float | None, Meta(description="device clock minus gateway clock, seconds")] = (
         None
     )
 
 
-class SensorState(_CloudEvent, frozen=True, kw_only=True):
+class SensorState(_CloudEvent, frozen=True, kw_only=True, gc=False):
     """State of a sensor, retained. Topic: sensors/{sensor}."""
 
     type: Literal["tocsin.sensor.v1"] = "tocsin.sensor.v1"
     data: SensorStateData
 
 
-class ServiceStatusData(_Model, frozen=True, kw_only=True):
-    service: Slug
-    status: Literal["online", "degraded", "offline"]
-    version: str
+class ServiceStatusData(_Model, frozen=True, kw_only=True, gc=False):
+    """How a service is."""
+
+    service: Annotated[Slug, Meta(description="its name, such as adapter-dc09")]
+    status: Annotated[
+        Literal["online", "degraded", "offline"],
+        Meta(description="degraded: it works, but something needs attention, see reason"),
+    ]
+    version: Annotated[str, Meta(description="of Tocsin")]
     reason: Annotated[str | None, Meta(description="why it is degraded")] = None
 
 
-class ServiceStatus(_CloudEvent, frozen=True, kw_only=True):
+class ServiceStatus(_CloudEvent, frozen=True, kw_only=True, gc=False):
     """Status of a service, retained; its last will says offline. Topic: services/{service}."""
 
     type: Literal["tocsin.service.v1"] = "tocsin.service.v1"
     data: ServiceStatusData
 
 
-class Receipt(_Model, frozen=True, kw_only=True):
+class Receipt(_Model, frozen=True, kw_only=True, gc=False):
     """Who took which messages into custody, and who all must. Topic: custody/{client}."""
 
-    by: str
-    of: tuple[str, ...]
-    ids: tuple[str, ...]
+    by: Annotated[str, Meta(description="who took them: vms, camio, … or correlator")]
+    of: Annotated[tuple[str, ...], Meta(description="who all must take them")]
+    ids: Annotated[tuple[str, ...], Meta(description="ids of the messages taken")]
