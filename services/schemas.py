@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from services import rooms
+from services import messages, rooms
 from shared.events import SEVERITY
 from shared.site import Device, Sensor, Settings, Site
 
@@ -69,6 +69,22 @@ def main(arguments: list[str]) -> int:
         (ROOT / path).write_text(DOCUMENTS[path](), encoding="utf-8")
         print(f"wrote {path}")
     return 1 if old and "--check" in arguments else 0
+
+
+# ── The public messages ──────────────────────────────────────────────────────────────────────────
+
+
+def _message_schema_text(message: messages.PublicMessage) -> Callable[[], str]:
+    return lambda: as_json(messages.message_schema(message))
+
+
+for _message in messages.MESSAGES:
+    document(f"docs/schemas/{_message.name}.schema.json")(_message_schema_text(_message))
+
+
+@document("docs/asyncapi.json")
+def _asyncapi_text() -> str:
+    return as_json(messages.asyncapi())
 
 
 # ── The site file ────────────────────────────────────────────────────────────────────────────────
