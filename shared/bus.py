@@ -64,12 +64,12 @@ class Endpoint:
 
     def login(self) -> tuple[str | None, bytes | None]:
         parts = urlsplit(self.url)
-        username = self.username if self.username is not None else parts.username
-        password = self.password if self.password is not None else parts.password
-        return (
-            unquote(username) if username is not None else None,
-            unquote(password).encode() if password is not None else None,
-        )
+        username, password = self.username, self.password
+        if username is None and parts.username is not None:
+            username = unquote(parts.username)
+        if password is None and parts.password is not None:
+            password = unquote(parts.password)
+        return username, password.encode() if password is not None else None
 
     def tls_context(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
@@ -154,6 +154,8 @@ class Connection(asyncio.Protocol):
 
     async def subscribe(self, filters: list[mqtt5.TopicFilter]) -> list[mqtt5.SubAckReasonCode]:
         """Subscribe; the answer has one code for each filter. Raises ConnectionError at the end."""
+        if self.closed.done():
+            raise ConnectionError(self.closed.result())
         packet_id = self._next_id()
         answer = self._subscribing[packet_id] = self._loop.create_future()
         self._write(mqtt5.SubscribePacket(packet_id, filters).write())
@@ -290,6 +292,12 @@ class Connection(asyncio.Protocol):
                 self._received(packet)
         except ValueError as error:
             self.abort(f"the broker sent what is not MQTT 5: {error}")
+            return
+        except BaseException as error:
+            # mqtt5 0.8 panics at a topic that is not UTF-8.
+            if type(error).__name__ != "PanicException":
+                raise
+            self.abort("the broker sent what is not MQTT 5")
             return
         self._buffer = data[position:]
 

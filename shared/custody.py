@@ -32,8 +32,8 @@ log = logging.getLogger("tocsin.custody")
 SEEN_SCHEMA = """
 CREATE TABLE seen0(key BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE seen1(key BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE seen_state(current INTEGER NOT NULL, since INTEGER NOT NULL, held INTEGER NOT NULL);
-INSERT INTO seen_state VALUES (0, 0, 0);
+CREATE TABLE seen_state(current INTEGER NOT NULL, since INTEGER NOT NULL);
+INSERT INTO seen_state VALUES (0, 0);
 """
 
 OUTBOX_SCHEMA = (
@@ -63,9 +63,8 @@ class Seen:
         self._most = most // 2
 
     def load(self, connection: sqlite3.Connection) -> None:
-        self._current, self._since, self._held = connection.execute(
-            "SELECT current, since, held FROM seen_state"
-        ).fetchone()
+        self._current, self._since = connection.execute("SELECT current, since FROM seen_state").fetchone()
+        (self._held,) = connection.execute(f"SELECT count(*) FROM seen{self._current}").fetchone()  # noqa: S608
 
     def add(self, connection: sqlite3.Connection, key: bytes, now: int, window: float | None = None) -> bool:
         """Note `key`; False if it was known (within `window` seconds, if one is given)."""
@@ -89,15 +88,14 @@ class Seen:
 
     def turn(self, connection: sqlite3.Connection, now: int) -> None:
         """At the end of a transaction: begin a new generation if it is time."""
-        if self._since == 0 or now < self._since:
-            self._since = now
         if self._held >= self._most or now - self._since > self._seconds:
             self._current = 1 - self._current
-            self._since, self._held = now, 0
+            self._held = 0
             connection.execute(f"DELETE FROM seen{self._current}")  # noqa: S608
-        connection.execute(
-            "UPDATE seen_state SET current = ?, since = ?, held = ?", (self._current, self._since, self._held)
-        )
+        elif 0 < self._since <= now:
+            return
+        self._since = now
+        connection.execute("UPDATE seen_state SET current = ?, since = ?", (self._current, now))
 
 
 LANES = {Severity.LIFE_SAFETY: 0}

@@ -54,7 +54,7 @@ CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
 )
 
 
-class Job(msgspec.Struct, frozen=True):
+class Job(msgspec.Struct, frozen=True, gc=False):
     """One thing to deliver: an event, and the camera it is for, where the target tells cameras."""
 
     event: Event

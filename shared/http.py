@@ -1,9 +1,9 @@
-"""HTTP to targets: httpx's requests and answers over aiohttp's transport.
+"""HTTP to targets: httpx's requests and answers, over a transport that knows what was sent.
 
-`httpx.AsyncClient` costs twice as much for each request as its transport alone, which is all that a
-publisher needs: no redirects, no cookies, no environment. What can go wrong is told in the terms of
-`shared.delivery`: a request that was never sent can simply be repeated, one that was sent and not
-answered can't.
+What can go wrong is told in the terms of `shared.delivery`: a request that was never sent can simply be
+repeated, one that was sent and not answered can't. The transport is used without
+`httpx.AsyncClient`, which costs as much again for what a publisher has no use for: redirects, cookies,
+the environment's proxies.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import aiohttp
 import httpx
 import orjson
-from httpx_aiohttp import AiohttpTransport
 
 from shared.delivery import NotAllowed, Refused, Retry, Uncertain
+from shared.transport import Transport
 
 _LONGEST_RETRY_AFTER = 3600.0
 
@@ -59,7 +58,7 @@ class Http:
         self, *, timeout: float, connect_timeout: float, ca_file: str | None = None, connections: int = 64
     ) -> None:
         self._way: tuple[float, float, str | None, int] | None = None
-        self._transport: AiohttpTransport | None = None
+        self._transport: Transport | None = None
         self._retired: set[asyncio.Task[None]] = set()
         self._problem: str | None = None
         self.use(timeout=timeout, connect_timeout=connect_timeout, ca_file=ca_file, connections=connections)
@@ -81,16 +80,10 @@ class Http:
         if self._transport is not None and self._way is not None:
             self._retire(self._transport, self._way[0])
         self._way, self._problem = way, None
-        self._timeout = {"connect": connect_timeout, "pool": timeout, "read": timeout, "write": timeout}
-        self._transport = AiohttpTransport(
-            verify=context,
-            client=lambda: aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=connections, ssl=context),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            ),
-        )
+        self._timeout = {"connect": connect_timeout, "read": timeout}
+        self._transport = Transport(context, connections=connections)
 
-    def _retire(self, transport: AiohttpTransport, timeout: float) -> None:
+    def _retire(self, transport: Transport, timeout: float) -> None:
         async def close() -> None:
             try:
                 await asyncio.sleep(2 * timeout)
@@ -104,8 +97,8 @@ class Http:
     async def send(
         self,
         method: str,
-        url: str,
-        headers: Mapping[str, str],
+        url: httpx.URL | str,
+        headers: httpx.Headers | Mapping[str, str],
         body: bytes | None = None,
         *,
         safe: bool = False,
@@ -122,18 +115,13 @@ class Http:
         )
         try:
             response = await self._transport.handle_async_request(request)
-            try:
-                data = await response.aread()
-            finally:
-                await response.aclose()
-        except (httpx.TransportError, httpx.StreamError, aiohttp.ClientError, OSError) as error:
-            # The transport calls it a ConnectTimeout too when a server hangs up on a request that was
-            # sent, so that only aiohttp's own error tells.
-            if isinstance(error.__cause__, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-                raise Retry(f"no connection: {_said(error)}") from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise Retry(f"no connection: {_said(error)}") from error
+        except httpx.TransportError as error:
             if safe:
                 raise Retry(f"no answer: {_said(error)}") from error
             raise Uncertain(f"no answer: {_said(error)}") from error
+        data = response.content
         status = response.status_code
         if 200 <= status < 300:
             return Answer(status, response.headers, data)

@@ -36,6 +36,7 @@ _TRY_AGAIN = 2.0
 """Seconds after which a full store looks whether there is room again."""
 _SLOW = 0.01
 """Seconds for a commit, as a rule, above which a thread commits."""
+_MEASURE_EVERY = 0.1
 _LOG_BYTES = 8 * 1024 * 1024
 _CHECKPOINT_ITEMS = 4000
 _TRUNCATE_BYTES = 256 * 1024 * 1024
@@ -64,6 +65,7 @@ class Store:
         self._committing = False
         self._slow = False
         self._usual = 0.0
+        self._measured = 0.0
         self._lazy_timer: asyncio.TimerHandle | None = None
         self._probe: asyncio.TimerHandle | None = None
         self._closing = False
@@ -198,7 +200,7 @@ class Store:
             self._loop.call_soon_threadsafe(lambda: self._committed(batch, *outcome))
 
     def _commit(self, batch: _Batch) -> tuple[list[Any], BaseException | None, bool]:
-        began = time.monotonic()
+        took = 0.0
         results: list[Any] = []
         error: BaseException | None = None
         connection = self._connection
@@ -214,20 +216,26 @@ class Store:
                 result = work(connection, [item for _, item, _ in batch[start:end]])
                 results.extend(result if result is not None else [None] * (end - start))
                 start = end
+            began = time.monotonic()
             connection.execute("COMMIT")
+            took = time.monotonic() - began
         except BaseException as failure:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             error = failure
             if isinstance(failure, sqlite3.OperationalError) and "full" in str(failure):
                 error = StoreFull(f"the disk of {self.path} is full")
-        full = self._measure() or isinstance(error, StoreFull)
-        took = time.monotonic() - began
+        full = isinstance(error, StoreFull) or self._measure()
         self._usual += (took - self._usual) / 16
         self._slow = took > _SLOW * 5 or self._usual > _SLOW
         return results, error, full
 
     def _measure(self) -> bool:
+        """Whether it is full; looked at a few times a second."""
+        now = time.monotonic()
+        if now - self._measured < _MEASURE_EVERY and not self.full:
+            return False
+        self._measured = now
         connection = self._connection
         assert connection is not None
         try:

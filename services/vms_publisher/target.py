@@ -15,6 +15,7 @@ from datetime import UTC
 from typing import TypedDict
 from urllib.parse import urlencode
 
+import httpx
 import orjson
 from pydantic import SecretStr
 
@@ -42,7 +43,9 @@ class _Access:
     vms: CameraVms
     camid: int
     base_url: str
-    headers: dict[str, str]
+    events: httpx.URL
+    """Where events are created."""
+    headers: httpx.Headers
     types: dict[str, bool] | None = None
     """The events that the camera knows, and whether each can be triggered at the camera itself."""
 
@@ -122,12 +125,16 @@ class Vms(Target):
         except (MissingSecret, TokenError) as error:
             raise NotAllowed(str(error)) from error
         self._runtime.secrets.conceal(said.share.get_secret_value())
-        headers = {
-            "Authorization": f"Acc {token.get_secret_value().strip()}",
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-        }
-        access = self._access[lane] = _Access(token, camera.vms, said.camid, base_url, headers)
+        headers = httpx.Headers(
+            {
+                "Authorization": f"Acc {token.get_secret_value().strip()}",
+                "Content-Type": "application/json",
+                "Accept": "application/json",
+            }
+        )
+        access = self._access[lane] = _Access(
+            token, camera.vms, said.camid, base_url, httpx.URL(f"{base_url}/api/v2/storage/events/"), headers
+        )
         return access
 
     async def deliver(self, lane: str, job: Job) -> str | None:
@@ -195,7 +202,7 @@ class Vms(Target):
             )
         return await self._http.send(
             "POST",
-            f"{access.base_url}/api/v2/storage/events/",
+            access.events,
             access.headers,
             orjson.dumps({"camid": access.camid, "name": name, "time": time, "meta": meta}),
         )
