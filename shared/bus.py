@@ -20,6 +20,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -34,6 +35,8 @@ log = logging.getLogger("tocsin.bus")
 _MAX_PACKET = 4 * 1024 * 1024
 _PATIENCE = 10.0
 """Seconds for the broker to answer CONNECT or SUBSCRIBE."""
+_MOST_UNACKED = 32_768
+"""Half of all packet ids, so that a free one is found at once."""
 _AT_LEAST_ONCE = mqtt5.QoS.AT_LEAST_ONCE
 
 
@@ -116,7 +119,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._out: list[bytes] = []
         self._connack: asyncio.Future[mqtt5.ConnAckPacket] = self._loop.create_future()
-        self._waiting: deque[tuple[mqtt5.PublishPacket, Acked | None]] = deque()
+        self._waiting: deque[tuple[Callable[..., mqtt5.PublishPacket], Acked | None]] = deque()
         self._unacked: dict[int, Acked | None] = {}
         self._subscribing: dict[int, asyncio.Future[list[mqtt5.SubAckReasonCode]]] = {}
         self._quota = 65535
@@ -143,7 +146,7 @@ class Connection(asyncio.Protocol):
         if answer.reason_code != mqtt5.ConnAckReasonCode.SUCCESS:
             self.abort("refused")
             raise BrokerRefused(_refusal(answer))
-        self._quota = answer.receive_max
+        self._quota = min(answer.receive_max, _MOST_UNACKED)
         self._keep_alive = (
             answer.server_keep_alive if answer.server_keep_alive is not None else connect.keep_alive
         )
@@ -190,21 +193,25 @@ class Connection(asyncio.Protocol):
                 ).write()
             )
             return
-        packet = mqtt5.PublishPacket(
+        make = partial(
+            mqtt5.PublishPacket,
             topic,
             payload,
             qos=_AT_LEAST_ONCE,
-            packet_id=self._next_id(),
             retain=retain,
             response_topic=response_topic,
             correlation_data=correlation,
             content_type=content_type,
         )
         if len(self._unacked) < self._quota:
-            self._unacked[packet.packet_id] = acked  # type: ignore[index]
-            self._write(packet.write())
+            self._publish(make, acked)
         else:
-            self._waiting.append((packet, acked))
+            self._waiting.append((make, acked))
+
+    def _publish(self, make: Callable[..., mqtt5.PublishPacket], acked: Acked | None) -> None:
+        packet_id = self._next_id()
+        self._unacked[packet_id] = acked
+        self._write(make(packet_id=packet_id).write())
 
     def ack(self, packet_id: int) -> None:
         self._write(mqtt5.PubAckPacket(packet_id).write())
@@ -308,9 +315,7 @@ class Connection(asyncio.Protocol):
             case mqtt5.PubAckPacket():
                 acked = self._unacked.pop(packet.packet_id, None)
                 if self._waiting and len(self._unacked) < self._quota:
-                    waiting, its_acked = self._waiting.popleft()
-                    self._unacked[waiting.packet_id] = its_acked  # type: ignore[index]
-                    self._write(waiting.write())
+                    self._publish(*self._waiting.popleft())
                 if acked is not None:
                     acked(packet.reason_code)
             case mqtt5.ConnAckPacket() if not self._connack.done():
@@ -556,5 +561,5 @@ class Bus:
 
 
 def _without_login(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
