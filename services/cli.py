@@ -19,7 +19,7 @@ custom event, with all that it said, on each camera that sees it.
   tocsin run correlator           run one service (each is a process of its own)
   tocsin watch                    follow events from sensor to camera, live
   tocsin dead-letters list        what a target has refused, and why
-  tocsin simulate dc09 …          speak as a device, to try a site
+  tocsin simulate panel …         speak as a device of the site file, to try it
 """
 
 

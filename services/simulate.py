@@ -7,14 +7,17 @@ import asyncio
 import importlib
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from services import rooms
 from shared.events import Kind
 from shared.secrets import MissingSecret, Secrets
 from shared.service import Settings
-from shared.site import Device, SiteError, load
+from shared.site import Device, SiteError, did_you_mean, load
+
+_PATIENCE = 5.0
 
 
 class Speaker(Protocol):
@@ -32,29 +35,48 @@ def speaker(
     where: dict[str, Any] = {"url": address}
     if "://" not in address:
         host, _, port = address.rpartition(":")
+        if not port.isdecimal():
+            raise ValueError(f"--to {address}: an address is HOST:PORT, http://… or mqtt://…")
         where = {"host": host or "127.0.0.1", "port": int(port)}
     made: AbstractAsyncContextManager[Speaker] = module.Simulator(device_id, device, secrets.read, **where)
     return made
 
 
+T = TypeVar("T")
+
+
+def _known(what: str, word: str, known: Mapping[str, T]) -> T:
+    """Raises ValueError that names what there is."""
+    if word not in known:
+        remedy = did_you_mean(word, known, f"there are: {', '.join(known) or 'none'}")
+        raise ValueError(f'there is no {what} "{word}"; {remedy}')
+    return known[word]
+
+
 async def main(settings: Settings, args: argparse.Namespace) -> int:
     """Returns the exit code."""
     try:
-        kind = Kind(args.kind)
+        kind = _known("kind of event", args.kind, {str(kind): kind for kind in Kind})
         names = rooms.names()
         site = load(settings.site or "", {name: rooms.room(name) for name in names}, adapters=names)
-        device = site.devices.get(args.device)
-        if device is None:
-            raise ValueError(f"the site file has no device {args.device}; it has {', '.join(site.devices)}")
-        if args.sensor not in device.sensors:
-            raise ValueError(f"{args.device} has no sensor {args.sensor}; it has {', '.join(device.sensors)}")
+        device = _known("device in the site file", args.device, site.devices)
+        _known(f"sensor of {args.device}", args.sensor, device.sensors)
         async with speaker(args.device, device, Secrets(settings.secrets_dir), args.to) as said:
             sent = 0
             while sent < args.count or args.every:
                 marker = f"simulated-{int(time.time() * 1000):x}"
-                await said.send(args.sensor, kind, marker)
+                sending = asyncio.ensure_future(said.send(args.sensor, kind, marker))
+                await asyncio.wait([sending], timeout=_PATIENCE)
+                if not sending.done():
+                    print(
+                        f"no acknowledgement from {args.to} yet; still trying (Ctrl-C ends)", file=sys.stderr
+                    )
+                await sending
                 sent += 1
-                print(f"{args.device} reported {kind} of {args.sensor}, and was acknowledged ({marker})")
+                print(
+                    f"{args.device} reported {kind} of {args.sensor}, and was acknowledged ({marker})",
+                    flush=True,
+                )
                 if args.every:
                     await asyncio.sleep(args.every)
     except (ValueError, TypeError, SiteError, MissingSecret, rooms.RoomError) as error:

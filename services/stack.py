@@ -21,7 +21,7 @@ from typing import Any, Self
 import orjson
 import yaml
 
-from services.broker import Broker
+from services.broker import Broker, Security
 
 HOST = "127.0.0.1"
 _PATIENCE = 30.0
@@ -155,7 +155,8 @@ async def http_get(port: int, path: str, method: str = "GET", body: bytes = b"")
 class Stack:
     """`site` is the content of a site file. Cameras' tokens come from the VMS simulator, and Camio's
     address, where the site has Camio, becomes that of its simulator. `options` are further settings
-    of a service (`TOCSIN_…`), by its name."""
+    of a service (`TOCSIN_…`), by its name. `security` is the broker's; the services' logins are then
+    in `options` and in the secret `mqtt_password`."""
 
     def __init__(
         self,
@@ -166,6 +167,7 @@ class Stack:
         secrets: Mapping[str, str],
         environ: Mapping[str, str] | None = None,
         options: Mapping[str, Mapping[str, str]] | None = None,
+        security: Security | None = None,
     ) -> None:
         self.directory = directory
         self.site_file = directory / "site.yaml"
@@ -176,7 +178,7 @@ class Stack:
             folder.mkdir(parents=True, exist_ok=True)
         for name, value in secrets.items():
             self.write_secret(name, value)
-        self.broker = Broker(directory / "broker")
+        self.broker = Broker(directory / "broker", security=security)
         self.vms_port, self.camio_port = free_port(), free_port()
         self.site: dict[str, Any] = orjson.loads(orjson.dumps(site))
         camio = self.site.get("targets", {}).get("camio")

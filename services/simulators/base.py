@@ -354,6 +354,12 @@ def whole_number(asked: dict[str, str], name: str, default: int) -> int:
     return int(text)
 
 
+def write_secret(path: Path, value: str) -> None:
+    """Write a secret's file, for its owner alone to read."""
+    path.touch(mode=0o600)
+    path.write_text(value)
+
+
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen at (default: a free one)")

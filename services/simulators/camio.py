@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import orjson
 
-from services.simulators.base import Simulator, add_server_options, serve, server_options
+from services.simulators.base import Simulator, add_server_options, serve, server_options, write_secret
 from services.simulators.http import Answer, Refused, Request, json_answer
 
 Form = Literal["readers", "devices"]
@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def started() -> dict[str, Any]:
         if options.secret is not None:
             options.secret.parent.mkdir(parents=True, exist_ok=True)
-            options.secret.write_text(camio.token)
+            write_secret(options.secret, camio.token)
         return {"base_url": camio.base_url}
 
     serve(camio, started)

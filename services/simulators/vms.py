@@ -24,7 +24,7 @@ from typing import Any, Literal
 import orjson
 import yaml
 
-from services.simulators.base import Simulator, add_server_options, serve, server_options
+from services.simulators.base import Simulator, add_server_options, serve, server_options, write_secret
 from services.simulators.cameras import ACCESSES, Access, Camera, Keys, custom_type
 from services.simulators.forms import (
     bound,
@@ -505,7 +505,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.secrets is not None:
             options.secrets.mkdir(parents=True, exist_ok=True)
             for name in cameras:
-                (options.secrets / secrets.get(name, name)).write_text(vms.token(name))
+                write_secret(options.secrets / secrets.get(name, name), vms.token(name))
         return {"cameras": {camera.name: camera.camid for camera in vms.cameras.values()}}
 
     serve(vms, started)

@@ -102,7 +102,9 @@ class Simulator:
         """
         code = self._code(sensor, kind)
         if code is None:
-            raise ValueError(f"no code says {kind} of {sensor}; it can send {sorted(self.kinds(sensor))}")
+            raise ValueError(
+                f"no code says {kind} of {sensor}; it can send {', '.join(sorted(self.kinds(sensor)))}"
+            )
         about = self.device.sensors.get(sensor)
         number = (about.zone if about.zone is not None else about.door) if about else None
         area = about.area if about else None
