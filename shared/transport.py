@@ -66,6 +66,10 @@ class _Connection(asyncio.Protocol):
 
     # httptools
 
+    def on_message_begin(self) -> None:
+        if self._answer is None:
+            self.close()  # an answer behind the answer: it must not become the next request's
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
         self._length_known |= name.lower() in (b"content-length", b"transfer-encoding")

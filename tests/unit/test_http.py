@@ -116,6 +116,24 @@ async def test_each_status_has_its_consequence(
             await http.send("POST", url, {}, b"{}")
 
 
+async def test_an_answer_that_nobody_asked_for_is_no_part_of_the_next(http: Http) -> None:
+    connections = 0
+
+    async def answered_twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        answer = b"HTTP/1.1 200 OK\r\nX-Number: %d\r\nContent-Length: 1\r\n\r\n%d"
+        writer.write(answer % (1, 1) + answer % (2, 2))
+        await writer.drain()
+        await reader.read(1)
+
+    async with server(answered_twice) as url:
+        for _ in range(3):
+            answer = await http.send("POST", url, {}, b"{}")
+            assert (answer.headers["x-number"], answer.body) == ("1", b"1")
+    assert connections == 3
+
+
 async def test_the_status_of_a_refusal_is_told(http: Http) -> None:
     async with server(answers("409 Conflict", b"<html>no</html>")) as url:
         with pytest.raises(Rejected) as told:
