@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,8 @@ async def test_the_time_is_the_cameras_in_utc_without_a_zone(vms: VmsSimulator, 
     here = world(tmp_path, vms)
     made = event()
     at = datetime(2026, 11, 21, 18, 22, 14, 398765, UTC)
-    seen_by = SeenBy(id="lobby", name="Lobby", time=at - timedelta(seconds=2))
+    elsewhere = timezone(timedelta(hours=5, minutes=30))
+    seen_by = SeenBy(id="lobby", name="Lobby", time=(at - timedelta(seconds=2)).astimezone(elsewhere))
     told = sighting(made.replace(time=at))
     told = told.replace(data=told.data.replace(cameras=(seen_by,)))
     async with publisher(here):
