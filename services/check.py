@@ -95,7 +95,9 @@ class Report:
         )
 
     def to_text(self, *, colour: bool = False) -> str:
-        lines = [self._line(finding, colour) for finding in self.findings]
+        # What needs doing comes last, next to the verdict.
+        findings = sorted(self.findings, key=lambda finding: _ORDER.index(finding.level))
+        lines = [self._line(finding, colour) for finding in findings]
         if self.untold:
             lines.append(f"… and {self.untold} more errors")
         if self.summary:
@@ -118,6 +120,7 @@ class Report:
         return f"{mark} {place}{where}{finding.problem}{remedy}"
 
 
+_ORDER: tuple[Level, ...] = ("ok", "warning", "error")
 _COLOURS: dict[Level, str] = {"error": "31", "warning": "33", "ok": "32"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -147,6 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: argparse.Namespace) -> int:
     options = vars(args)
+    if args.command != "run":
+        # These speak to people; what the library logs, they say themselves.
+        logging.getLogger("tocsin").addHandler(logging.NullHandler())
     match args.command:
         case "run":
             from services import run  # noqa: PLC0415

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import os
 import sys
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from services.watch import Console, site_topics
 from shared.bus import Bus, Message
 from shared.secrets import Secrets
 from shared.service import Settings
+from shared.site import SiteError, load
 
 _PATIENCE = 10.0
 
@@ -28,21 +30,18 @@ class NoAnswer(RuntimeError):
 async def ask(settings: Settings, service: str, verb: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Send a command to a service and return its answer. Raises `NoAnswer`."""
     topics = site_topics(settings)
-    if topics.site == "+":
-        raise NoAnswer(f"the site file {settings.site} can't be read; name it with --site")
     client = f"tocsin-ask-{os.getpid()}"
     bus = Bus(settings.endpoint(Secrets(settings.secrets_dir)), client)
     answered: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
     correlation = os.urandom(8)
-    trouble = ""
 
     def on_answer(message: Message) -> None:
         if message.correlation == correlation and not answered.done():
             answered.set_result(orjson.loads(message.payload))
 
     def on_trouble(text: str) -> None:
-        nonlocal trouble
-        trouble = text
+        if not answered.done():
+            answered.set_exception(NoAnswer(text))
 
     reply = topics.reply(client)
     bus.subscribe(reply, on_answer)
@@ -60,7 +59,7 @@ async def ask(settings: Settings, service: str, verb: str, asked: dict[str, Any]
             return await answered
     except TimeoutError:
         raise NoAnswer(
-            trouble or f"{service} did not answer within {_PATIENCE:g} s: does it run, at this broker?"
+            f"{service} did not answer within {_PATIENCE:g} s: does it run, at this broker?"
         ) from None
     finally:
         await bus.close()
@@ -72,6 +71,7 @@ async def main(settings: Settings, args: argparse.Namespace) -> int:
     service = f"{args.target}-publisher"
     console = Console.of_stdout()
     try:
+        _check_target(settings, args.target)
         if args.verb == "list":
             answer = await ask(settings, service, "dead-letters", {})
         elif args.all or args.seqs:
@@ -86,16 +86,50 @@ async def main(settings: Settings, args: argparse.Namespace) -> int:
         print(answer["error"], file=sys.stderr)
         return 1
     if args.verb == "replay":
-        console.line(f"{answer['replayed']} put back in line")
-        return 0
+        return _tell_replay(console, args.target, None if args.all else args.seqs, answer["replayed"])
     letters = answer["dead_letters"]
     if args.json:
         console.line(orjson.dumps(letters, option=orjson.OPT_INDENT_2).decode())
         return 0
-    if not letters:
-        console.line("no dead letters")
-    for letter in letters:
-        place = f"{letter['sensor']} → {letter['lane']}"
-        console.line(f"{letter['seq']:>6}  {letter['time']}  {letter['kind']:<27} {place}")
-        console.line(f"{'':8}{letter['reason']} (tried {letter['attempts']} times, event {letter['event']})")
+    _tell_letters(console, args.target, letters)
     return 0
+
+
+def _check_target(settings: Settings, target: str) -> None:
+    try:
+        site = load(settings.site or "")
+    except SiteError as error:
+        raise NoAnswer(
+            f"the site file {settings.site} can't be read ({error}); name it with --site"
+        ) from None
+    known = [name for name, _ in site.targets.items()]
+    if target not in known:
+        raise NoAnswer(f"the site file has no target {target}; it has: {', '.join(known) or 'none'}")
+
+
+def _tell_replay(console: Console, target: str, asked: list[int] | None, replayed: int) -> int:
+    missing = 0 if asked is None else len(set(asked)) - replayed
+    console.line(f"{_letters(replayed)} on the way to {target} again")
+    if missing:
+        numbers = (
+            "is no dead letter of this number" if missing == 1 else "are no dead letters of these numbers"
+        )
+        print(f"{missing} of them: there {numbers}; see `tocsin dead-letters list`", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def _tell_letters(console: Console, target: str, letters: list[dict[str, Any]]) -> None:
+    if not letters:
+        console.line(f"no dead letters for {target}")
+        return
+    for letter in letters:
+        happened = datetime.fromisoformat(letter["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        place = f"{letter['sensor']} → {letter['lane']}"
+        tried = "tried once" if letter["attempts"] == 1 else f"tried {letter['attempts']} times"
+        console.line(f"{letter['seq']:>6}  {happened}  {letter['kind']:<27} {place}")
+        console.line(f"{'':8}{letter['reason']} ({tried}; event {letter['event']})")
+    console.line(f"{_letters(len(letters))}. Once the cause is put right: tocsin dead-letters replay --all")
+
+
+def _letters(count: int) -> str:
+    return "1 dead letter" if count == 1 else f"{count} dead letters"

@@ -83,11 +83,14 @@ class Story:
         data = delivery.data
         place = f"{data.target}:{data.camera}" if data.camera else data.target
         if data.outcome is Outcome.DELIVERED:
-            said = f"{place} {data.seconds * 1000:.0f} ms"
+            said = f"{place} {_length(data.seconds)}"
         else:
             said = self._console.paint(f"{place} REFUSED ({data.reason})", "1;31")
+        arrow = self._console.paint("→", "2")
         found = self._open.get(data.event)
         if found is None:
+            # Told already, or before this began: a dead letter replayed, or a lane that moves again.
+            self._console.line(f"{'':13}{arrow} {data.sensor}: {said} ({data.kind}, earlier)")
             return
         event, expected, told = found
         if place in expected:
@@ -95,8 +98,11 @@ class Story:
             told.append(said)
         if not expected:
             del self._open[data.event]
-            arrow = self._console.paint("→", "2")
             self._console.line(f"{'':13}{arrow} {event.data.sensor.id}: {', '.join(sorted(told))}")
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def _clock(at: datetime) -> str:

@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any, Self
 
 import orjson
