@@ -228,7 +228,10 @@ class Sender:
         future = self._store.submit(self._write, (entries, tuple(memory)))
         # The callback, not the awaiting task, so that the order of the commits is the order of sending.
         future.add_done_callback(lambda done: self._written(entries, taken, done))
-        new: list[bool] = await asyncio.shield(future)
+        try:
+            new: list[bool] = await asyncio.shield(future)
+        except sqlite3.Error as error:
+            raise StoreFull(f"{self._store.path} can't be written: {error}") from error
         return new
 
     def _write(self, connection: sqlite3.Connection, items: Sequence[Any]) -> list[list[bool]]:

@@ -143,6 +143,8 @@ class _Lane:
     queued: int | None = None
     """The rank at which it waits for a worker, if it does."""
     not_before: float = 0.0
+    told: float = 0.0
+    """Until when the target has asked to be left alone (Retry-After)."""
     pause: float = 0.0
     refused: object = None
     """The credential that was refused, while the lane waits for another."""
@@ -249,6 +251,9 @@ class Publisher(Part):
                     self.outstanding += 1
                     if ahead:
                         lane.queues[rank].ready.append(task)
+                    if rank == 0:
+                        # Life safety does not sit out a pause of our own making.
+                        lane.not_before = min(lane.not_before, lane.told)
                     self._offer(lane)
             if not failed:
                 self._owe(reply, sighting.data.targets, event.id)
@@ -324,8 +329,13 @@ class Publisher(Part):
                 newest = queue.newest
                 rows = await self._store.submit(_fetch, (lane.id, rank, queue.loaded, room))
                 for seq, attempted, tries, body in rows:
-                    queue.ready.append(_Task(seq, rank, _job(body), bool(attempted), tries))
                     queue.loaded = seq
+                    try:
+                        job = _job(body)
+                    except msgspec.MsgspecError as error:
+                        self._set_aside_row(seq, tries, str(error))
+                        continue
+                    queue.ready.append(_Task(seq, rank, job, bool(attempted), tries))
                 if len(rows) < room:
                     queue.loaded = max(queue.loaded, newest)
         except (sqlite3.Error, StoreFull) as error:
@@ -334,6 +344,12 @@ class Publisher(Part):
         finally:
             lane.loading = False
         self._offer(lane)
+
+    def _set_aside_row(self, seq: int, tries: int, problem: str) -> None:
+        self.outstanding -= 1
+        self.dead += 1
+        self._store.submit_lazy(_dead, (f"its row can't be read: {problem}", int(time.time()), tries, seq))
+        log.error("a delivery's row can't be read; it is set aside", extra={"seq": seq, "error": problem})
 
     async def _worker(self) -> None:
         while True:
@@ -386,6 +402,7 @@ class Publisher(Part):
         lane.pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, lane.pause * 2))
         pause = max(after or 0.0, lane.pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
         lane.not_before = time.monotonic() + pause
+        lane.told = time.monotonic() + after if after else 0.0
         self._say(lane, reason, task, retry_in=round(pause, 1))
 
     def _pause(self, lane: _Lane, credential: object, reason: str) -> None:
@@ -678,20 +695,13 @@ def _dead_letters(limit: int) -> Any:
         ).fetchall()
         letters = []
         for seq, lane, tries, dead, dead_at, body in rows:
-            event = orjson.loads(body)["event"]
-            letters.append(
-                {
-                    "seq": seq,
-                    "event": event["id"],
-                    "lane": lane,
-                    "kind": event["data"]["kind"],
-                    "sensor": event["data"]["sensor"]["id"],
-                    "time": event["time"],
-                    "attempts": tries,
-                    "reason": dead,
-                    "since": datetime.fromtimestamp(dead_at, UTC).isoformat(),
-                }
-            )
+            about = {"seq": seq, "lane": lane, "attempts": tries, "reason": dead}
+            about["since"] = datetime.fromtimestamp(dead_at, UTC).isoformat()
+            with contextlib.suppress(msgspec.MsgspecError):
+                event = _job(body).event
+                about |= {"event": event.id, "kind": event.data.kind, "time": event.time.isoformat()}
+                about["sensor"] = event.data.sensor.id
+            letters.append(about)
         return letters
 
     return query

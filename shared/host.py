@@ -260,9 +260,8 @@ class AdapterHost(Part):
         device = self._devices.get(report.device)
         if device is None:
             raise ValueError(f"{report.device!r} is not a device of the site file")
-        known = self._known.get(report.sensor or report.device)
-        if known is None:
-            raise ValueError(f"{report.sensor!r} is not a sensor of the site file")
+        # A sensor that has just left the site file is one that no sensor claims.
+        known = self._known.get(report.sensor or report.device) or self._known[report.device]
         watch = self._watches[report.device]
         at, own = believed_time(
             report.time,

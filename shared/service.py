@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import signal
+import sqlite3
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from shared.bus import Bus, Endpoint
 from shared.events import ServiceStatus, ServiceStatusData, utcnow
 from shared.secrets import Secrets
 from shared.site import Follower, Room, Site, SiteError
+from shared.store import StoreNewer
 from shared.topics import Topics
 
 log = logging.getLogger("tocsin.service")
@@ -199,7 +201,11 @@ async def run(
     part = make(runtime)
     metrics.BUILD.labels(name, tocsin_version()).set(1)
     metrics.SITE_LOADED.set_to_current_time()
-    await part.start()
+    try:
+        await part.start()
+    except (StoreNewer, sqlite3.Error, OSError) as error:
+        log.critical("its store can't be opened: %s", error)
+        return 2
     _rest_collector()
     stop_metrics = _serve_metrics(runtime, part)
     runtime.say_status()

@@ -129,7 +129,7 @@ async def running(adapter_of: Callable[[Context], A], context: FakeContext) -> A
     task = asyncio.create_task(adapter.run(context.emit))
     try:
         async with asyncio.timeout(10):
-            while not adapter.ready() and not task.done():  # noqa: ASYNC110  readiness is asked for
+            while not adapter.ready() and not task.done():
                 await asyncio.sleep(0.001)
         yield adapter
         if task.done():

@@ -209,7 +209,7 @@ async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
     """Return when `true()` is; fail after a long time. Not for saying how long something takes."""
     try:
         async with asyncio.timeout(seconds):
-            while not true():  # noqa: ASYNC110
+            while not true():
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError("it did not come to pass") from None

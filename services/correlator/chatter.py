@@ -15,7 +15,8 @@ from enum import Enum, auto
 
 from shared.events import Event, event_id, utcnow
 
-_MOST_HELD = 500
+_MOST_HELD = 256
+"""Held events stay in flight at their adapters: with so many in all, windows close early."""
 _MOST_FOLDED = 50_000
 _MOST_PASSED = 20_000
 
@@ -76,8 +77,9 @@ class Chatter:
         """Windows that close now and have repeats, each to be followed by `done` or `failed`."""
         now = self._now()
         closing = []
+        crowded = sum(len(window.held) for window in self._windows.values()) >= _MOST_HELD
         for key, window in list(self._windows.items()):
-            if window.closes > now and len(window.held) < _MOST_HELD:
+            if window.closes > now and not (crowded and window.held):
                 continue
             del self._windows[key]
             if window.held:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import TypedDict
 from urllib.parse import urlencode
 
@@ -20,8 +20,8 @@ import orjson
 from pydantic import SecretStr
 
 from shared.camera_token import TokenError, decode
-from shared.delivery import Job, NotAllowed, Retry, Target, Uncertain
-from shared.events import Event, SeenBy, Sighting
+from shared.delivery import Job, NotAllowed, Refused, Retry, Target, Uncertain
+from shared.events import Event, SeenBy, Sighting, utcnow
 from shared.http import Answer, Http, Rejected
 from shared.secrets import MissingSecret
 from shared.service import Runtime
@@ -29,6 +29,8 @@ from shared.site import Camera, CameraVms, VmsTarget
 
 _PAGE = 100
 _MOST_PAGES = 50
+_PATIENCE_FOR_CAMERA = timedelta(hours=1)
+"""How long an event waits for a camera that the site file does not name (yet, or any more)."""
 _UNFIT = str.maketrans({",": "_", "/": "_"})
 """A search lists tag names with commas between, and a tag's address has its name between slashes."""
 _NOT_IN_NAMES = re.compile(r"[,/\x00-\x1f\x7f]")
@@ -138,6 +140,8 @@ class Vms(Target):
         return access
 
     async def deliver(self, lane: str, job: Job) -> str | None:
+        if self._camera(lane) is None and utcnow() - job.event.recordedtime > _PATIENCE_FOR_CAMERA:
+            raise Refused(f'the site file has no camera "{lane}" any more')
         access = self._open(lane)
         name = self._settings.event_name(job.event.data.kind)
         fresh = await self._register(access, name)

@@ -18,11 +18,14 @@ from pathlib import Path
 from tests.chaos.faults import FAULTS
 from tests.chaos.world import Count, World
 
+_SECONDS = 6.0
+"""How long the devices of a round report; a fault comes, and mostly goes, in that time."""
+
 
 async def round_of(world: World, fault: str, reports: int, chance: random.Random) -> tuple[float, float]:
     """One round: seconds until all devices were acknowledged, and until the gateway had caught up."""
     began = time.monotonic()
-    await asyncio.gather(world.report(reports), FAULTS[fault](world, chance))
+    await asyncio.gather(world.report(reports, seconds=_SECONDS), FAULTS[fault](world, chance))
     acknowledged = time.monotonic() - began
     return acknowledged, await world.caught_up()
 
@@ -74,8 +77,8 @@ async def run(rounds: int, reports: int, seed: int, directory: Path, only: list[
 async def store_full(directory: Path) -> tuple[str, list[str]]:
     """The VMS is away until the stores are full and devices are refused; then it comes back."""
     async with World(directory, store_bytes=600_000) as world:
-        await world.stack.ask_vms("/_sim/fail", "POST", {"mode": "refuse", "seconds": 60})
-        reporting = asyncio.create_task(world.report(4000))
+        await world.stack.ask_vms("/_sim/fail", "POST", {"mode": "error", "path": "/api/", "seconds": 90})
+        reporting = asyncio.create_task(world.report(4000, seconds=0))
         refused = ""
         for _ in range(600):
             await asyncio.sleep(0.1)

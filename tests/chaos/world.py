@@ -33,6 +33,7 @@ MARKERS = ("marker", "alarm_text", "actor_name")
 """The details in which the rooms' simulators put a report's marker."""
 _FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 _CATCH_UP = 90.0
+_BURST = 4
 
 
 def _site(ports: dict[str, int], foreign: str, timeout: float) -> dict[str, Any]:
@@ -155,7 +156,7 @@ class World:
             environ = {
                 "LD_PRELOAD": str(_FAKETIME),
                 "FAKETIME_TIMESTAMP_FILE": str(self.clock_file),
-                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
         # The clock is changed under one service of each sort; the others tell right time.
@@ -185,19 +186,25 @@ class World:
         """How far the services' clock is off."""
         self.clock_file.write_text(f"{seconds:+d}\n")
 
-    async def report(self, reports: int) -> None:
-        """Have all devices report, `reports` times in all; return when each was acknowledged."""
+    async def report(self, reports: int, *, seconds: float) -> None:
+        """Have all devices report, `reports` times in all, spread over some seconds in bursts; return
+        when each was acknowledged."""
         await asyncio.gather(
             *(
-                self._keep_reporting(speaks, sensors, share)
+                self._keep_reporting(speaks, sensors, share, seconds)
                 for (speaks, sensors), share in zip(
                     self._speakers.values(), _shares(reports, len(self._speakers)), strict=True
                 )
             )
         )
 
-    async def _keep_reporting(self, speaks: Speaker, sensors: list[str], reports: int) -> None:
+    async def _keep_reporting(
+        self, speaks: Speaker, sensors: list[str], reports: int, seconds: float
+    ) -> None:
+        began = time.monotonic()
         for number in range(reports):
+            if number % _BURST == 0:
+                await asyncio.sleep(began + seconds * number / reports - time.monotonic())
             sensor = sensors[number % len(sensors)]
             kinds = _KINDS[sensor.rsplit("-", 1)[0]]
             marker = f"c{self._number}"

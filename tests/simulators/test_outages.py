@@ -152,7 +152,7 @@ async def test_a_port_refused_over_http_opens_by_itself(vms: VmsSimulator, lobby
         assert (await control.post("/_sim/fail", json={"mode": "refuse"})).status_code == 400
         answer = await control.post("/_sim/fail", json={"mode": "refuse", "seconds": 0.2})
         assert answer.status_code == 204
-    while not vms.outages.active:  # noqa: ASYNC110
+    while not vms.outages.active:
         await asyncio.sleep(0.01)
     with pytest.raises(httpx.ConnectError):
         await lobby.get(EVENTS)

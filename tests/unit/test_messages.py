@@ -6,11 +6,9 @@ import asyncio
 import inspect
 import json
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import msgspec
 import pytest
 
@@ -18,18 +16,9 @@ from services import messages, schemas
 from services.messages import COMMANDS, MESSAGES, PublicMessage
 from shared.topics import Topics
 from tests import peers
+from tests.schemas import validator
 
 PARSER = "3.4.0"
-
-
-def validator(schema: Any) -> jsonschema.Draft202012Validator:
-    """Checks dates, too."""
-    checks = jsonschema.FormatChecker(formats=())
-    checks.checks("date-time", raises=ValueError)(
-        lambda value: datetime.fromisoformat(value).tzinfo is not None
-    )
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema, format_checker=checks)
 
 
 def ids(message: PublicMessage) -> str:

@@ -201,7 +201,7 @@ async def test_a_flood_of_one_panel_leaves_the_others_their_turn() -> None:
         noisy = [await stack.enter_async_context(client(adapter)) for _ in range(50)]
         for number, each in enumerate(noisy):
             await each.say(frame(FIRE, sequence=f"{number:04d}"))
-        while "busy" not in house.refused:  # noqa: ASYNC110
+        while "busy" not in house.refused:
             await asyncio.sleep(0.001)
         house.before_emit = lambda: None
         async with client(adapter) as quiet:

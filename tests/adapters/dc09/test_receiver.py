@@ -342,7 +342,7 @@ class TestChanges:
                 assert word(await panel.ask(frame(FIRE, sequence="0002", key="key256"))) == "*ACK"
             port = adapter.port
             house.change(devices={"panel": device()}, settings={"transports": ["tcp"]})
-            while adapter.port in (port, None):  # noqa: ASYNC110
+            while adapter.port in (port, None):
                 await asyncio.sleep(0.001)
             async with client(adapter) as panel:
                 assert word(await panel.ask(frame(FIRE, sequence="0003"))) == "ACK"

@@ -63,7 +63,7 @@ async def test_it_sends_again_until_it_is_acknowledged(panel: str, transport: Li
     async with running(house) as adapter, simulator(DEVICES[panel], adapter.port, transport) as simulated:
         simulated._patience = 0.05
         waiting = asyncio.create_task(simulated.send("smoke", Kind.SMOKE_DETECTED, "m"))
-        while house.refused.count("store_full") < 2:  # noqa: ASYNC110
+        while house.refused.count("store_full") < 2:
             await asyncio.sleep(0.001)
         assert not waiting.done()
         house.full = False
