@@ -175,6 +175,19 @@ async def test_an_unknown_sensors_event_waits_for_a_map_that_knows_it(world: Wor
         assert [one.id for one in seen(world)] == [young.id]
 
 
+async def test_a_new_sensors_event_does_not_go_to_its_device_before_the_map_comes(world: World) -> None:
+    async with correlator(world):
+        tell(world, young := event(sensor="side-door"), old := event(sensor="side-door", age=61))
+        # A sensor that was taken out of the file: the cameras of its device are the best that is known.
+        assert [(one.id, [camera.id for camera in one.data.cameras]) for one in seen(world)] == [
+            (old.id, ["dock"])
+        ]
+        world.change(SITE.replace("      back-door: ", "      side-door: ", 1))
+        tell(world, young)
+        assert seen(world)[-1].id == young.id
+        assert [camera.id for camera in seen(world)[-1].data.cameras] == ["analogue"]
+
+
 async def test_a_new_map_holds_from_the_next_event_on(world: World) -> None:
     async with correlator(world):
         bus = world.hub.buses[-1]

@@ -174,7 +174,7 @@ async def test_memory_is_written_with_the_events_or_not_at_all(tmp_path: Path) -
         entry = Entry(b"a", "a", REST, "t", b"{}", here.sender.next_sequence())
         await here.sender.put([entry], [("state", "on"), ("old", "1")])
         twice = Entry(b"b", "b", REST, "t", b"{}", entry.seq)  # the same number: the commit fails
-        with pytest.raises(sqlite3.Error):
+        with pytest.raises(StoreFull, match="can't be written"):
             await here.sender.put([twice], [("state", "off"), ("old", None)])
         memory = await here.store.read(lambda c: c.execute("SELECT * FROM memory ORDER BY key").fetchall())
         assert memory == [("old", "1"), ("state", "on")]
