@@ -72,9 +72,12 @@ class Plan:
         )
 
     def place(self, event: Event) -> Place | None:
-        """The place of the event's sensor; None if the site file names neither it nor its device."""
-        sensor = event.data.sensor
-        return self._places.get(sensor.id) or self._places.get(sensor.device)
+        """The place of the event's sensor; None if the site file does not name it."""
+        return self._places.get(event.data.sensor.id)
+
+    def device_place(self, event: Event) -> Place | None:
+        """The place of the event's device: where an event goes whose sensor is not in the site file."""
+        return self._places.get(event.data.sensor.device)
 
     def targets(self, event: Event, place: Place) -> tuple[str, ...]:
         """Who must learn of the event. The VMS only where it knows a camera that sees the sensor."""

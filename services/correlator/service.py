@@ -21,7 +21,7 @@ from services.correlator.plan import Place, Plan
 from shared import metrics
 from shared.bus import Message
 from shared.custody import LANES, OUTBOX_SCHEMA, Entry, Receipts, Sender
-from shared.events import Event, Malformed, id_key, utcnow
+from shared.events import Event, Malformed, SensorType, id_key, utcnow
 from shared.service import Part, Runtime
 from shared.store import Store, StoreFull
 
@@ -97,8 +97,13 @@ class Correlator(Part):
             return
         place = self._plan.place(event)
         if place is None:
-            self._on_unknown(event, message)
-            return
+            of_a_sensor = event.data.sensor.type is not SensorType.DEVICE
+            if of_a_sensor and utcnow() - event.recordedtime < _PATIENCE_FOR_MAP:
+                return
+            place = self._plan.device_place(event)
+            if place is None:
+                self._on_unknown(event, message)
+                return
         if place.suppress is not None and event.source != self._source and not event.data.replayed:
             verdict = self._chatter.judge(event, message.response_topic, place.suppress)
             if verdict is Verdict.HOLD:
@@ -120,8 +125,6 @@ class Correlator(Part):
         self._mapped.inc()
 
     def _on_unknown(self, event: Event, message: Message) -> None:
-        if utcnow() - event.recordedtime < _PATIENCE_FOR_MAP:
-            return
         self._unknown.inc()
         if event.data.sensor.id not in self._said_unknown:
             self._said_unknown.add(event.data.sensor.id)
