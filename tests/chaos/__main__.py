@@ -22,19 +22,22 @@ _SECONDS = 6.0
 """How long the devices of a round report; a fault comes, and mostly goes, in that time."""
 
 
-async def round_of(world: World, fault: str, reports: int, chance: random.Random) -> tuple[float, float]:
+async def round_of(
+    world: World, fault: str, reports: int, chance: random.Random, seconds: float = _SECONDS
+) -> tuple[float, float]:
     """One round: seconds until all devices were acknowledged, and until the gateway had caught up."""
     began = time.monotonic()
-    await asyncio.gather(world.report(reports, seconds=_SECONDS), FAULTS[fault](world, chance))
+    await asyncio.gather(world.report(reports, seconds=seconds), FAULTS[fault](world, chance))
     acknowledged = time.monotonic() - began
     return acknowledged, await world.caught_up()
 
 
-def _problems(count: Count) -> list[str]:
-    problems = [f"lost: {each}" for each in count.lost] + [f"twice: {each}" for each in count.twice]
+def problems(count: Count) -> list[str]:
+    """What was lost or came twice, one a line."""
+    found = [f"lost: {each}" for each in count.lost] + [f"twice: {each}" for each in count.twice]
     if count.camio < count.doors:
-        problems.append(f"lost: {count.doors - count.camio} events of doors at Camio")
-    return problems
+        found.append(f"lost: {count.doors - count.camio} events of doors at Camio")
+    return found
 
 
 async def run(rounds: int, reports: int, seed: int, directory: Path, only: list[str]) -> int:
@@ -59,7 +62,7 @@ async def run(rounds: int, reports: int, seed: int, directory: Path, only: list[
                 f"{len(count.twice):>5} {acknowledged:>6.1f} {caught_up:>5.1f}",
                 flush=True,
             )
-            worst = _problems(count)
+            worst = problems(count)
             if worst:
                 break
     full = await store_full(directory / "full")
@@ -92,13 +95,13 @@ async def store_full(directory: Path) -> tuple[str, list[str]]:
         await reporting
         await world.caught_up()
         count = await world.count()
-    problems = _problems(count)
+    found = problems(count)
     if not refused:
-        problems.append("store full: no adapter's store became full, so nothing was shown")
+        found.append("store full: no adapter's store became full, so nothing was shown")
     return (
         f"store full: {refused or 'never'}; {count.reports} events, {len(count.lost)} lost, "
         f"{len(count.twice)} twice",
-        problems,
+        found,
     )
 
 

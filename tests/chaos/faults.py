@@ -73,6 +73,17 @@ async def all_killed(world: World, chance: random.Random) -> None:
     await asyncio.gather(world.stack.broker.start(), *(service.start() for service in services))
 
 
+async def stopped_in_good_order(world: World, chance: random.Random) -> None:
+    """Each service in turn is told to stop (SIGTERM), and started again after a random while."""
+    for service in world.stack.services.values():
+        await asyncio.sleep(chance.uniform(0, 0.2))
+        code = await service.stop()
+        if code != 0:
+            raise AssertionError(f"{service.name} ended with {code}:\n{service.last_words()}")
+        await asyncio.sleep(chance.uniform(0, 0.3))
+        await service.start()
+
+
 def vms(mode: str, *, for_seconds: float = 3.0, **outage: Any) -> Fault:
     """The VMS misbehaves for a while."""
 
@@ -158,4 +169,5 @@ FAULTS: dict[str, Fault] = {
     "site file broken under load": site_file_broken,
     "clock set back an hour": clock_set_back,
     "everything killed at once": all_killed,
+    "services stopped in good order": stopped_in_good_order,
 }
