@@ -36,22 +36,59 @@ CREATE TABLE seen_state(current INTEGER NOT NULL, since INTEGER NOT NULL);
 INSERT INTO seen_state VALUES (0, 0);
 """
 
-OUTBOX_SCHEMA = (
-    """
-CREATE TABLE outbox(
-  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+NUMBERS_SCHEMA = """
+CREATE TABLE numbers(reserved INTEGER NOT NULL);
+INSERT INTO numbers VALUES (0);
+"""
+
+# A table for each lane, and numbers without AUTOINCREMENT: an event then changes three pages of the
+# store, not five, and the pages are what a commit writes.
+_LANE_SCHEMA = """
+CREATE TABLE outboxN(
+  seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL,
-  lane INTEGER NOT NULL,
   topic TEXT NOT NULL,
   body BLOB NOT NULL,
   got TEXT
 );
-CREATE INDEX outbox_lane ON outbox(lane, seq) WHERE got IS NULL;
-CREATE INDEX outbox_parked ON outbox(seq) WHERE got IS NOT NULL;
+CREATE INDEX outboxN_parked ON outboxN(seq) WHERE got IS NOT NULL;
+"""
+OUTBOX_SCHEMA = (
+    _LANE_SCHEMA.replace("outboxN", "outbox0")  # noqa: S608
+    + _LANE_SCHEMA.replace("outboxN", "outbox1")
+    + """
+CREATE VIEW outbox AS
+  SELECT seq, id, 0 AS lane, topic, body, got FROM outbox0
+  UNION ALL SELECT seq, id, 1 AS lane, topic, body, got FROM outbox1;
 CREATE TABLE memory(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+    + NUMBERS_SCHEMA
     + SEEN_SCHEMA,
 )
+
+
+class Numbers:
+    """Numbers that only ever grow, over restarts too: they are reserved on disk by the thousand."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._reserved = 0
+
+    def load(self, connection: sqlite3.Connection) -> None:
+        (self._reserved,) = connection.execute("SELECT reserved FROM numbers").fetchone()
+        self._last = self._reserved
+
+    def take(self, many: int = 1) -> int:
+        """The first of `many` new ones."""
+        first = self._last + 1
+        self._last += many
+        return first
+
+    def keep(self, connection: sqlite3.Connection) -> None:
+        """In the transaction that stores something under new numbers."""
+        if self._last > self._reserved:
+            self._reserved = self._last + 1000
+            connection.execute("UPDATE numbers SET reserved = ?", (self._reserved,))
 
 
 class Seen:
@@ -171,7 +208,7 @@ class Sender:
         self._parked = 0
         self._parked_event = asyncio.Event()
         self._seen = Seen()
-        self._seq = 0
+        self._numbers = Numbers()
         self._last_receipt = 0.0
         self._overtaking = 0.0
         self._stalled = False
@@ -186,22 +223,18 @@ class Sender:
     async def open(self) -> None:
         """Take up what an earlier run left. After `store.open()`."""
 
-        def load(connection: sqlite3.Connection) -> tuple[int, int, int, list[int]]:
+        def load(connection: sqlite3.Connection) -> tuple[int, int, list[int]]:
             self._seen.load(connection)
-            (seq,) = connection.execute(
-                "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)"
-            ).fetchone()
+            self._numbers.load(connection)
             (held,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
             (parked,) = connection.execute("SELECT count(*) FROM outbox WHERE got IS NOT NULL").fetchone()
             newest = [
-                connection.execute(
-                    "SELECT coalesce(max(seq), 0) FROM outbox WHERE lane = ?", (n,)
-                ).fetchone()[0]
+                connection.execute(f"SELECT coalesce(max(seq), 0) FROM outbox{n}").fetchone()[0]  # noqa: S608
                 for n in range(len(self._lanes))
             ]
-            return seq, held, parked, newest
+            return held, parked, newest
 
-        self._seq, self.outstanding, self._parked, newest = await self._store.read(load)
+        self.outstanding, self._parked, newest = await self._store.read(load)
         for lane, seq in zip(self._lanes, newest, strict=True):
             lane.newest = seq
         if self._parked:
@@ -209,8 +242,7 @@ class Sender:
 
     def next_sequence(self) -> int:
         """The number of the next message; ever growing, over restarts too."""
-        self._seq += 1
-        return self._seq
+        return self._numbers.take()
 
     async def put(
         self,
@@ -237,19 +269,24 @@ class Sender:
     def _write(self, connection: sqlite3.Connection, items: Sequence[Any]) -> list[list[bool]]:
         now = int(time.time())
         results = []
-        rows = []
+        rows: list[list[Any]] = [[] for _ in self._lanes]
         for entries, memory in items:
             news = [self._seen.add(connection, e.key, now, e.window) for e in entries]
-            rows += [
-                (e.seq, e.id, e.lane, e.topic, e.body) for e, new in zip(entries, news, strict=True) if new
-            ]
+            for entry, new in zip(entries, news, strict=True):
+                if new:
+                    rows[entry.lane].append((entry.seq, entry.id, entry.topic, entry.body))
             for key, value in memory:
                 if value is None:
                     connection.execute("DELETE FROM memory WHERE key = ?", (key,))
                 else:
                     connection.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (key, value))
             results.append(news)
-        connection.executemany("INSERT INTO outbox(seq, id, lane, topic, body) VALUES (?, ?, ?, ?, ?)", rows)
+        for lane, its_rows in enumerate(rows):
+            connection.executemany(
+                f"INSERT INTO outbox{lane}(seq, id, topic, body) VALUES (?, ?, ?, ?)",  # noqa: S608
+                its_rows,
+            )
+        self._numbers.keep(connection)
         self._seen.turn(connection, now)
         return results
 
@@ -298,7 +335,7 @@ class Sender:
             )
             return
         now = self._last_receipt = time.monotonic()
-        done: list[int] = []
+        done: list[tuple[int, int]] = []
         needed = set(receipt.of)
         for id_ in receipt.ids:
             flight = None
@@ -313,7 +350,7 @@ class Sender:
             flight.got.add(receipt.by)
             if needed <= flight.got:
                 self.handed_over(now - flight.sent)
-                done.append(flight.seq)
+                done.append((flight.lane, flight.seq))
                 if self._reminded.pop(id_, None) is not None:
                     self._parked -= 1
             elif id_ not in self._reminded:
@@ -338,7 +375,7 @@ class Sender:
     def _park(self, flights: list[_Flight]) -> None:
         for flight in flights:
             del self._partial[flight.id]
-        future = self._store.submit(_park, [(" ".join(sorted(f.got)), f.seq) for f in flights])
+        future = self._store.submit(_park, [(f.lane, " ".join(sorted(f.got)), f.seq) for f in flights])
 
         def parked(done: asyncio.Future[None]) -> None:
             if done.cancelled() or done.exception() is not None:
@@ -367,9 +404,9 @@ class Sender:
 
         def query(connection: sqlite3.Connection) -> list[tuple[int, str, str, bytes]]:
             return connection.execute(
-                "SELECT seq, id, topic, body FROM outbox "
-                "WHERE lane = ? AND seq > ? AND got IS NULL ORDER BY seq LIMIT ?",
-                (lane.number, after, room),
+                f"SELECT seq, id, topic, body FROM outbox{lane.number} "  # noqa: S608
+                "WHERE seq > ? AND got IS NULL ORDER BY seq LIMIT ?",
+                (after, room),
             ).fetchall()
 
         try:
@@ -470,12 +507,24 @@ def _parked_query(
     return query
 
 
-def _let_go(connection: sqlite3.Connection, items: Sequence[list[int]]) -> None:
-    connection.executemany("DELETE FROM outbox WHERE seq = ?", ((seq,) for seqs in items for seq in seqs))
+def _let_go(connection: sqlite3.Connection, items: Sequence[list[tuple[int, int]]]) -> None:
+    _in_each_lane(connection, "DELETE FROM outbox{} WHERE seq = ?", items)
 
 
-def _park(connection: sqlite3.Connection, items: Sequence[list[tuple[str, int]]]) -> None:
-    connection.executemany("UPDATE outbox SET got = ? WHERE seq = ?", (row for rows in items for row in rows))
+def _park(connection: sqlite3.Connection, items: Sequence[list[tuple[int, str, int]]]) -> None:
+    _in_each_lane(connection, "UPDATE outbox{} SET got = ? WHERE seq = ?", items)
+
+
+def _in_each_lane(
+    connection: sqlite3.Connection, statement: str, items: Sequence[Sequence[tuple[Any, ...]]]
+) -> None:
+    """Run `statement` with each row, whose first value is its lane."""
+    rows: dict[int, list[tuple[Any, ...]]] = {}
+    for item in items:
+        for lane, *values in item:
+            rows.setdefault(lane, []).append(tuple(values))
+    for lane, its_rows in rows.items():
+        connection.executemany(statement.format(lane), its_rows)
 
 
 class Receipts:

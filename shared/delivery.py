@@ -28,7 +28,7 @@ import orjson
 
 from shared import metrics
 from shared.bus import Message
-from shared.custody import LANES, SEEN_SCHEMA, Receipts, Seen
+from shared.custody import LANES, NUMBERS_SCHEMA, SEEN_SCHEMA, Numbers, Receipts, Seen
 from shared.events import Delivery, DeliveryData, Event, Malformed, Outcome, SeenBy, Sighting, id_key, utcnow
 from shared.service import Part, Runtime
 from shared.store import Store, StoreFull
@@ -38,7 +38,7 @@ log = logging.getLogger("tocsin.delivery")
 SCHEMA = (
     """
 CREATE TABLE work(
-  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  seq INTEGER PRIMARY KEY,
   lane TEXT NOT NULL,
   rank INTEGER NOT NULL,
   attempted INTEGER NOT NULL,
@@ -50,6 +50,7 @@ CREATE TABLE work(
 CREATE INDEX work_waiting ON work(lane, rank, seq) WHERE dead IS NULL;
 CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
 """
+    + NUMBERS_SCHEMA
     + SEEN_SCHEMA,
 )
 
@@ -189,7 +190,7 @@ class Publisher(Part):
         self._ahead = _AHEAD
         self._ready: tuple[deque[_Lane], ...] = tuple(deque() for _ in range(_RANKS))
         self._wake = asyncio.Semaphore(0)
-        self._seq = 0
+        self._numbers = Numbers()
         self._reviving = 0
         self.outstanding = 0
         self.dead = 0
@@ -225,7 +226,7 @@ class Publisher(Part):
         tasks: list[tuple[_Lane, _Task, bool]] = []
         rows = []
         for lane_id, camera in self.target.lanes(sighting):
-            self._seq += 1
+            seq = self._numbers.take()
             lane = self._lane(lane_id)
             queue = lane.queues[rank]
             ahead = (
@@ -234,12 +235,12 @@ class Publisher(Part):
                 and len(queue.ready) + queue.reserved < self._ahead
             )
             queue.reserved += ahead
-            queue.newest = self._seq
+            queue.newest = seq
             if ahead:
-                queue.loaded = self._seq
-            task = _Task(self._seq, rank, Job(event, camera))
+                queue.loaded = seq
+            task = _Task(seq, rank, Job(event, camera))
             tasks.append((lane, task, ahead))
-            rows.append((self._seq, lane_id, rank, int(ahead), _body(task.job)))
+            rows.append((seq, lane_id, rank, int(ahead), _body(task.job)))
         future = self._store.submit(self._write, (id_key(event.id), rows))
 
         def written(done: asyncio.Future[bool]) -> None:
@@ -272,6 +273,7 @@ class Publisher(Part):
         connection.executemany(
             "INSERT INTO work(seq, lane, rank, attempted, body) VALUES (?, ?, ?, ?, ?)", rows
         )
+        self._numbers.keep(connection)
         self._seen.turn(connection, now)
         return news
 
@@ -553,11 +555,11 @@ class Publisher(Part):
         )
 
     async def _replay(self, seqs: list[int] | None) -> int:
-        first = self._seq + 1
-        self._seq += self.dead
+        first = self._numbers.take(self.dead)
         # What is taken meanwhile has a higher number, and must not go before these unseen.
         self._reviving += 1
         try:
+            self._store.submit_lazy(self._keep_numbers, None)
             rows = await self._store.submit(_revive, (seqs, first))
         finally:
             self._reviving -= 1
@@ -570,23 +572,24 @@ class Publisher(Part):
             self._offer(lane)
         return len(rows)
 
+    def _keep_numbers(self, connection: sqlite3.Connection, items: Sequence[None]) -> None:
+        self._numbers.keep(connection)
+
     # ── the part ─────────────────────────────────────────────────────────────────────────────────
 
     async def start(self) -> None:
         await self._store.open()
 
-        def load(connection: sqlite3.Connection) -> tuple[int, list[tuple[str, int, int, int]], int]:
+        def load(connection: sqlite3.Connection) -> tuple[list[tuple[str, int, int, int]], int]:
             self._seen.load(connection)
-            (seq,) = connection.execute(
-                "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'work'), 0)"
-            ).fetchone()
+            self._numbers.load(connection)
             lanes = connection.execute(
                 "SELECT lane, rank, max(seq), count(*) FROM work WHERE dead IS NULL GROUP BY lane, rank"
             ).fetchall()
             (dead,) = connection.execute("SELECT count(*) FROM work WHERE dead IS NOT NULL").fetchone()
-            return seq, lanes, dead
+            return lanes, dead
 
-        self._seq, lanes, self.dead = await self._store.read(load)
+        lanes, self.dead = await self._store.read(load)
         for lane_id, rank, newest, count in lanes:
             self._lane(lane_id).queues[rank].newest = newest
             self.outstanding += count
