@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
+import services.lean  # noqa: F401  (before all that it keeps lean)
 from shared.service import Settings, tocsin_version
 
 _ABOUT = """\

@@ -368,7 +368,3 @@ def _walk(rules: Sequence[Rule], where: str) -> Iterator[tuple[str, Rule]]:
         here = f"{where}[{place}]"
         yield here, rule
         yield from _walk(rule.rules, f"{here}.rules")
-
-
-for _model in (Table, First, Join, KindTable, Level, TimeSpec, ActorSpec, StateSpec, Common, Rule, Profile):
-    _model.model_rebuild()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date, datetime, timedelta
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 from ipaddress import ip_address
@@ -33,9 +32,11 @@ from shared.events import Kind, SensorType, Severity, Slug
 
 
 class Model(BaseModel):
-    """Base of everything in the site file: immutable, and an unknown key is a mistake."""
+    """Base of everything in the site file: immutable, and an unknown key is a mistake.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Validators are built when first used: a service uses only those of its own devices."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 def mistake(problem: str, remedy: str) -> PydanticCustomError:
@@ -54,6 +55,8 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
 
     Of very many words only those that begin or end like `word` are looked at.
     """
+    from difflib import get_close_matches  # noqa: PLC0415  only for a wrong file
+
     words = list(known)
     if len(words) > _MANY:
         words = [one for one in words if one[:3] == word[:3] or one[-3:] == word[-3:]][:_MANY]

@@ -8,11 +8,10 @@ import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import shared.adapter
 from services.adapters.dc09 import codec
-from services.adapters.dc09.cipher import Key
 from services.adapters.dc09.codec import Content, Frame, FrameError, Header, PanelEvent
 from services.adapters.dc09.codes import About, kind_of
 from services.adapters.dc09.config import Device, Sensor, Settings
@@ -20,6 +19,9 @@ from services.adapters.dc09.listener import Listener, Reply
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.events import Actor, Kind, utcnow
 from shared.secrets import MissingSecret
+
+if TYPE_CHECKING:
+    from services.adapters.dc09.cipher import Key
 
 _WAITING = 32
 """Frames of one panel that may wait for their turn; beyond it the panel has to send again."""
@@ -179,6 +181,8 @@ class Adapter(shared.adapter.Adapter):
     def _key(self, id_: str, device: Device) -> Key | None:
         if device.credentials is None:
             return None
+        from services.adapters.dc09.cipher import Key  # noqa: PLC0415  8 MB, and not every panel has a key
+
         try:
             return Key(self.context.secret(device.credentials.key).get_secret_value())
         except (MissingSecret, ValueError) as error:
