@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -83,7 +84,7 @@ def test_a_new_vendor_is_what_it_says(tmp_path: Path) -> None:
     shown = dict(re.findall(r"(?ms)^<!-- (profile|golden): webhook/acme -->\n```yaml\n(.*?)^```$", TEXT))
     assert set(shown) == {"profile", "golden"}
     for name in ("services", "shared", "tests"):
-        subprocess.run(["cp", "-r", "--reflink=auto", ROOT / name, tmp_path / name], check=True)
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     (tmp_path / "services/adapters/webhook/profiles/acme.yaml").write_text(shown["profile"])
     (tmp_path / "tests/adapters/webhook/golden/acme.yaml").write_text(shown["golden"])
