@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.faults import FAULTS
@@ -23,11 +24,12 @@ _SECONDS = 6.0
 
 
 async def round_of(
-    world: World, fault: str, reports: int, chance: random.Random, seconds: float = _SECONDS
+    world: World, faults: Sequence[str], reports: int, chance: random.Random, seconds: float = _SECONDS
 ) -> tuple[float, float]:
     """One round: seconds until all devices were acknowledged, and until the gateway had caught up."""
     began = time.monotonic()
-    await asyncio.gather(world.report(reports, seconds=seconds), FAULTS[fault](world, chance))
+    happening = (FAULTS[fault](world, chance) for fault in faults)
+    await asyncio.gather(world.report(reports, seconds=seconds), *happening)
     acknowledged = time.monotonic() - began
     return acknowledged, await world.caught_up()
 
@@ -55,7 +57,7 @@ async def run(rounds: int, reports: int, seed: int, directory: Path, only: list[
             print("the clock can't be set back: apt-get install faketime", file=sys.stderr)
         for number in range(rounds):
             fault = names[number % len(names)]
-            acknowledged, caught_up = await round_of(world, fault, reports, chance)
+            acknowledged, caught_up = await round_of(world, [fault], reports, chance)
             count = await world.count()
             print(
                 f"{number + 1:>3}  {fault:<42} {count.reports:>7} {count.expected:>10} {len(count.lost):>5} "

@@ -5,50 +5,60 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from typing import Any
 
-import pytest
-
-from services import demo
 from tests.peers import clean_environment
 
 
-async def test_the_demo_shows_every_event_and_counts_them() -> None:
+async def ran(*arguments: str) -> tuple[int | None, str, str]:
+    """Exit code, output and errors of Python with these arguments."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.cli", "demo", "--seconds", "6",
+        sys.executable, *arguments,
         env=clean_environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, err = (each.decode() for each in await process.communicate())
-    assert process.returncode == 0, out + err
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_demo_counts_what_it_shows_and_says_what_is_missing() -> None:
+    # Both at once, for they wait more than they work.
+    async with asyncio.TaskGroup() as group:
+        good = group.create_task(ran("-m", "services.cli", "demo", "--seconds", "6"))
+        bad = group.create_task(ran("-c", _FORGETFUL))
+    everything_arrived(*good.result())
+    smoke_is_missing(*bad.result())
+
+
+def everything_arrived(code: int | None, out: str, err: str) -> None:
+    assert code == 0, out + err
     assert err == ""
     lines = out.splitlines()
     made = re.match(r"(\d+) events were made by (\d+) sensors\.", lines[-3])
     assert made
-    assert int(made[1]) >= 6
+    assert int(made[1]) >= 3
     assert lines[-1] == "Nothing lost, nothing twice."
     told = [line for line in lines if " → " in line]
-    assert len(told) == int(made[1])
-    assert all(re.search(r"(vms:[a-z]+ \d+ ms)", line) for line in told)
+    # The last may be at the VMS before it is told of here.
+    assert int(made[1]) - 2 <= len(told) <= int(made[1])
+    assert all(re.search(r"vms:[a-z]+ \d+ m?s", line) for line in told)
     assert any("camio" in line for line in told)
 
 
-def test_the_demo_says_which_event_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real = demo.site
+# A demo whose site never tells the VMS of smoke.
+_FORGETFUL = """
+import sys
+from services import demo
+real = demo.site
+def forgetful(ports):
+    made = real(ports)
+    made["targets"]["vms"] = {"select": {"not": {"type": "smoke"}}}
+    return made
+demo.site, demo._ARRIVE, demo.SCENES = forgetful, 1.0, demo.SCENES[1:2]
+sys.exit(demo.main(seconds=2, keep=None))
+"""
 
-    def forgetful(ports: dict[str, int]) -> dict[str, Any]:
-        """A site that never tells the VMS of smoke."""
-        made = real(ports)
-        made["targets"]["vms"] = {"select": {"not": {"type": "smoke"}}}
-        return made
 
-    monkeypatch.setattr(demo, "site", forgetful)
-    monkeypatch.setattr(demo, "_ARRIVE", 1.0)
-    monkeypatch.setattr(demo, "SCENES", demo.SCENES[:2])
-    assert demo.main(seconds=2, keep=None) == 1
-    said = capsys.readouterr().out
-    assert "smoke-detected: 0 times at camera kitchen" in said
-    assert "smoke-detected: 0 times at camera lobby" in said
-    assert "Nothing lost" not in said
-    assert "times at camera dock" not in said
+def smoke_is_missing(code: int | None, out: str, err: str) -> None:
+    assert code == 1, out + err
+    assert "smoke-detected: 0 times at camera kitchen" in out
+    assert "smoke-detected: 0 times at camera lobby" in out
+    assert "Nothing lost" not in out

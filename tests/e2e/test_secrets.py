@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -120,6 +121,7 @@ async def hostile_webhooks(house: House) -> dict[str, bytes]:
 async def hostile_panels(house: House) -> dict[str, bytes]:
     """Plain frames, a wrong key, a wrong clock, rubbish."""
     answers = {}
+    opened = []
     key = house.secret("panel_key")
     names = rooms.names()
     site = load(house.stack.site_file, {name: rooms.room(name) for name in names}, adapters=names)
@@ -144,11 +146,13 @@ async def hostile_panels(house: House) -> dict[str, bytes]:
     }.items():
         reader, writer = await asyncio.open_connection(HOST, house.ports["dc09"])
         writer.write(text)
-        try:
-            async with asyncio.timeout(0.5):
+        opened.append((name, reader, writer))
+    # No answer is what is to be expected, so there is nothing to wait for.
+    await asyncio.sleep(0.5)
+    for name, reader, writer in opened:
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(0.05):
                 answers[f"answer to panel, {name}"] = await reader.read(4096)
-        except TimeoutError:
-            pass
         writer.close()
     return answers
 
@@ -196,26 +200,37 @@ async def broken_files(house: House, secrets: dict[str, str]) -> dict[str, bytes
         "as text": re.sub(r"signing_secret:\n +secret: verkada", f"signing_secret: {verkada}", good),
         "no YAML": good.replace("timezone:", f"timezone: [{verkada}"),
     }
-    for name, text in broken.items():
-        assert text != good, name
-        house.stack.site_file.write_text(text)
-        done = await house.tocsin("check", "--online", str(house.stack.site_file))
+
+    async def look(name: str, text: str) -> None:
+        copy = house.directory / f"{name}.yaml"
+        copy.write_text(text)
+        await check(name, copy)
+
+    async def check(name: str, file: Path, *options: str) -> None:
+        done = await house.tocsin("check", *options, str(file))
         said[f"check of {name}"] = (done.out + done.err).encode()
         assert done.code == 1, done.out
-    await until(lambda: all_degraded(house))
+
+    assert good not in broken.values()
+    await asyncio.gather(*(look(name, text) for name, text in broken.items()))
+    for text in broken.values():
+        house.stack.site_file.write_text(text)
+        await until(lambda: some_degraded(house, 1))
+    await until(lambda: some_degraded(house, len(house.stack.services)))
     house.stack.site_file.write_text(good)
     (house.stack.secrets_dir / "camera_yard").write_text("bm90IGEgdG9rZW4sIGJ1dCBzZWNyZXQ=")
     await house.publish("sensors/drive-ai", {"kind": "ai.detection", "id": "h-2"})
-    for options in ([], ["--online"], ["--json"]):
-        done = await house.tocsin("check", *options, str(house.stack.site_file))
-        assert done.code == 1
-        said[f"check {options}"] = (done.out + done.err).encode()
+    await asyncio.gather(
+        check("a bad token", house.stack.site_file, "--online"),
+        check("a bad token, as JSON", house.stack.site_file, "--json"),
+    )
     return said
 
 
-async def all_degraded(house: House) -> bool:
+async def some_degraded(house: House, count: int) -> bool:
+    """Whether so many services say that the site file is wrong."""
     found = [await house.status(name) for name in house.stack.services]
-    return all(one["status"] == "degraded" and "site file" in one["reason"] for one in found)
+    return sum("site file" in str(one["reason"]) for one in found) >= count
 
 
 async def test_nothing_that_is_written_or_said_holds_a_secret(house: House) -> None:
