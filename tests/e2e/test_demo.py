@@ -6,6 +6,8 @@ import asyncio
 import re
 import sys
 
+import pytest
+
 from tests.peers import clean_environment
 
 
@@ -19,6 +21,7 @@ async def ran(*arguments: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.timeout(180)
 async def test_the_demo_counts_what_it_shows_and_says_what_is_missing() -> None:
     # Both at once, for they wait more than they work.
     async with asyncio.TaskGroup() as group:

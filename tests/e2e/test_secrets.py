@@ -233,6 +233,7 @@ async def some_degraded(house: House, count: int) -> bool:
     return sum("site file" in str(one["reason"]) for one in found) >= count
 
 
+@pytest.mark.timeout(180)
 async def test_nothing_that_is_written_or_said_holds_a_secret(house: House) -> None:
     secrets = {
         name: house.secret(name) for name in (*house.secrets, "camio", *(f"camera_{c}" for c in CAMERAS))
