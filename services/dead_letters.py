@@ -16,6 +16,7 @@ import orjson
 
 from services.watch import Console, site_topics
 from shared.bus import Bus, Message
+from shared.events import PLAIN_JSON
 from shared.secrets import Secrets
 from shared.service import Settings
 from shared.site import SiteError, load
@@ -49,7 +50,11 @@ async def ask(settings: Settings, service: str, verb: str, asked: dict[str, Any]
 
     def send() -> None:
         bus.publish(
-            topics.command(service, verb), orjson.dumps(asked), response_topic=reply, correlation=correlation
+            topics.command(service, verb),
+            orjson.dumps(asked),
+            response_topic=reply,
+            correlation=correlation,
+            content_type=PLAIN_JSON,
         )
 
     bus.on_joined(send)

@@ -413,6 +413,7 @@ class Bus:
         *,
         response_topic: str | None = None,
         correlation: bytes | None = None,
+        content_type: str = CONTENT_TYPE,
         acked: Acked | None = None,
     ) -> bool:
         """Publish at QoS 1 now. False if there is no connection: nothing was sent."""
@@ -420,7 +421,12 @@ class Bus:
         if connection is None:
             return False
         connection.publish(
-            topic, payload, response_topic=response_topic, correlation=correlation, acked=acked
+            topic,
+            payload,
+            response_topic=response_topic,
+            correlation=correlation,
+            content_type=content_type,
+            acked=acked,
         )
         return True
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.bus import Bus, Message
-from shared.events import Malformed, Receipt, Severity
+from shared.events import PLAIN_JSON, Malformed, Receipt, Severity
 from shared.store import Store, StoreFull
 from shared.topics import Topics
 
@@ -545,5 +545,5 @@ class Receipts:
         for (reply, of), ids in self._due.items():
             for start in range(0, len(ids), 500):
                 receipt = Receipt(by=self._by, of=of, ids=tuple(ids[start : start + 500]))
-                self._bus.publish(reply, receipt.to_bytes())
+                self._bus.publish(reply, receipt.to_bytes(), content_type=PLAIN_JSON)
         self._due.clear()

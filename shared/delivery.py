@@ -29,7 +29,18 @@ import orjson
 from shared import metrics
 from shared.bus import Message
 from shared.custody import LANES, NUMBERS_SCHEMA, SEEN_SCHEMA, Numbers, Receipts, Seen
-from shared.events import Delivery, DeliveryData, Event, Malformed, Outcome, SeenBy, Sighting, id_key, utcnow
+from shared.events import (
+    PLAIN_JSON,
+    Delivery,
+    DeliveryData,
+    Event,
+    Malformed,
+    Outcome,
+    SeenBy,
+    Sighting,
+    id_key,
+    utcnow,
+)
 from shared.service import Part, Runtime
 from shared.store import Store, StoreFull
 
@@ -551,7 +562,10 @@ class Publisher(Part):
             answer = {"error": str(error)}
         assert message.response_topic is not None
         self.runtime.bus.publish(
-            message.response_topic, orjson.dumps(answer, default=str), correlation=message.correlation
+            message.response_topic,
+            orjson.dumps(answer, default=str),
+            correlation=message.correlation,
+            content_type=PLAIN_JSON,
         )
 
     async def _replay(self, seqs: list[int] | None) -> int:

@@ -19,6 +19,8 @@ from msgspec import Meta, field
 from pydantic import StringConstraints
 
 CONTENT_TYPE = "application/cloudevents+json"
+PLAIN_JSON = "application/json"
+"""Of receipts, commands and their answers, which are no CloudEvents."""
 
 _SLUG = r"^[a-z0-9][a-z0-9-]*$"
 Slug = Annotated[str, StringConstraints(pattern=_SLUG, max_length=64), Meta(pattern=_SLUG, max_length=64)]

@@ -17,6 +17,7 @@ import orjson
 
 from shared.bus import Acked, Bus, Connection, Endpoint, Message
 from shared.events import (
+    CONTENT_TYPE,
     SEVERITY,
     Event,
     EventData,
@@ -109,6 +110,7 @@ class MemoryBus(Bus):
         *,
         response_topic: str | None = None,
         correlation: bytes | None = None,
+        content_type: str = CONTENT_TYPE,
         acked: Acked | None = None,
     ) -> bool:
         if self._on:
