@@ -209,7 +209,17 @@ async def run(
         log.critical("its store can't be opened: %s", error)
         return 2
     _rest_collector()
-    stop_metrics = _serve_metrics(runtime, part)
+    try:
+        stop_metrics = _serve_metrics(runtime, part)
+    except OSError as error:
+        log.critical(
+            "/metrics can't be served at %s:%s: %s; give each service a port of its own (--metrics-port)",
+            settings.metrics_host,
+            settings.metrics_port,
+            error.strerror,
+        )
+        await part.stop()
+        return 2
     runtime.say_status()
 
     stopping = asyncio.Event()

@@ -85,6 +85,8 @@ class Store:
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Events hold names; SQLite gives its other files the mode of this one.
+        self.path.touch(mode=0o600)
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(connection)

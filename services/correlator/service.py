@@ -45,6 +45,9 @@ class Correlator(Part):
         self._receipts = Receipts(runtime.bus, runtime.name)
         self._receipts_due: asyncio.TimerHandle | None = None
         self._store = Store(runtime.state_dir / "outbox.db", OUTBOX_SCHEMA, max_bytes=runtime.store_max_bytes)
+        self._store.on_full = lambda full: runtime.trouble(
+            "store", "it holds all that it may; repeats stay with their adapters" if full else None
+        )
         self._sender = Sender(runtime.bus, self._store, runtime.topics, runtime.name)
         self._chatter = Chatter(time.monotonic)
         self._said_unknown: set[str] = set()
@@ -83,6 +86,7 @@ class Correlator(Part):
     def refresh(self) -> None:
         metrics.OUTSTANDING.labels(self.runtime.name).set(self._sender.outstanding)
         metrics.STORE_BYTES.labels(self.runtime.name).set(self._store.bytes)
+        metrics.STORE_FULL.labels(self.runtime.name).set(self._store.full)
 
     def _on_event(self, message: Message) -> None:
         try:

@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo
 
 from services.adapters.webhook import codec
 from services.adapters.webhook.authenticity import STALE, Check, certificate_matches, check
-from services.adapters.webhook.config import Asked, Device, Network, Reply, Settings, Tls, profile
+from services.adapters.webhook.config import Asked, Device, Hmac, Network, Reply, Settings, Tls, profile
 from services.adapters.webhook.server import JSON, TEXT, Answer, Bounds, Request, Server
 from shared.adapter import Adapter as BaseAdapter
 from shared.adapter import Context, Emit, Report, StoreFull
@@ -117,6 +117,15 @@ class _Hook:
         )
         self.has_digest = any(b"Digest" in value for _, value in self.unauthorized.headers)
         self.checks = checks
+        self.signature = next(
+            (
+                scheme.header.lower().encode()
+                for scheme in device.schemes()
+                if isinstance(scheme, Hmac) and "{timestamp}" in scheme.signed
+            ),
+            None,
+        )
+        """The header that is like no other request's: what is signed there has a time."""
         self.asked = [
             (
                 asked,
@@ -469,6 +478,8 @@ class Adapter(BaseAdapter):
             )
             return hook.unreadable
         reports = [report for result in results for report in result.reports]
+        if hook.signature is not None:
+            _identify(reports, request.header(hook.signature))
         memory = {key: value for result in results for key, value in result.memory.items()}
         if reports:
             return self._keep(hook, results, reports, memory, reply)
@@ -613,3 +624,11 @@ async def _keep_fresh(context: ssl.SSLContext | None, tls: Tls | None, house: Co
         except OSError as error:
             house.rejected("certificate", f"the listener's certificate cannot be read again: {error}")
         await asyncio.sleep(_TLS_LOOK)
+
+
+def _identify(reports: list[Report], signature: str) -> None:
+    """Where the body says nothing that makes an event itself, the request does: the same signed request
+    again, a retry or a replay, is the same event."""
+    for number, report in enumerate(reports):
+        if signature and report.vendor_id is None and report.time is None and not report.running:
+            report.running = f"{signature}/{number}"

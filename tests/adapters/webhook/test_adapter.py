@@ -6,13 +6,14 @@ import asyncio
 import base64
 import json
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from services.adapters.webhook.config import Settings
+from services.adapters.webhook.config import Device, Settings
 from shared.events import Kind
 from tests.adapters.webhook.house import (
     KEY,
@@ -475,3 +476,23 @@ async def test_several_requests_on_one_connection() -> None:
 def test_a_profile_that_is_not_there() -> None:
     with pytest.raises(ValidationError, match="verkad"):
         device(profile="verkad")
+
+
+async def test_a_signed_request_without_id_or_time_is_one_event_however_often_it_comes() -> None:
+    device = Device.model_validate(
+        {
+            "adapter": "webhook",
+            "credentials": {"signing_secret": {"secret": "key"}},
+            "sensors": {"yard": {"type": "motion"}},
+        }
+    )
+    body = b'{"sensor": "yard", "kind": "motion.detected"}'
+
+    def proof(at: int) -> dict[str, str]:
+        return {"X-Tocsin-Signature": f"t={at},v1={sign(b'%d.%b' % (at, body))}"}
+
+    now = int(time.time())
+    async with house({"lobby": device}) as gateway:
+        for headers in (proof(now), proof(now), proof(now - 1)):
+            assert (await gateway.post(body, headers)).status == 200
+        assert len(gateway.reports) == 2
