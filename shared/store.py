@@ -64,6 +64,7 @@ class Store:
         self._queue: list[tuple[Work, Any, asyncio.Future[Any] | None]] = []
         self._committing = False
         self._slow = False
+        self._aside = False
         self._usual = 0.0
         self._measured = 0.0
         self._lazy_timer: asyncio.TimerHandle | None = None
@@ -102,7 +103,7 @@ class Store:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA secure_delete=OFF")
-        connection.execute("PRAGMA cache_size=-4000")
+        connection.execute("PRAGMA cache_size=-1000")
         connection.execute("PRAGMA busy_timeout=5000")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > len(self._schema):
@@ -186,11 +187,14 @@ class Store:
         if self._lazy_timer is not None:
             self._lazy_timer.cancel()
             self._lazy_timer = None
+        if self._aside:
+            return  # two commits at once on one connection would undo each other
         self._committing = True
         assert self._idle is not None
         self._idle.clear()
         batch, self._queue = self._queue, []
         if self._slow:
+            self._aside = True
             self._writer.submit(self._commit_aside, batch)
         else:
             self._committed(batch, *self._commit(batch))
@@ -257,6 +261,7 @@ class Store:
         error: BaseException | None,
         full: bool,
     ) -> None:
+        self._aside = False
         if full != self.full:
             self.full = full
             log.log(

@@ -186,7 +186,7 @@ async def test_paho_reads_the_public_topics(house: House, version: int) -> None:
         # A reader is not let in on what services tell each other.
         assert one.topic.split("/")[3] in (*LIVE, *RETAINED)
     for folder in RETAINED:
-        assert all(one.retained for one in listener.of(folder)[:1])
+        assert any(one.retained for one in listener.of(folder))
     assert not any(one.retained for folder in LIVE for one in listener.of(folder))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -273,3 +274,25 @@ async def test_the_log_does_not_grow_without_end(tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
             sizes.append(log.stat().st_size)
     assert sizes[-1] < 64 * 1024 * 1024
+
+
+async def test_a_commit_aside_is_left_alone_until_it_is_done(tmp_path: Path) -> None:
+    """The timer of lazy work may start a commit while a thread is at one."""
+
+    def slowly(connection: sqlite3.Connection, items: Sequence[int]) -> None:
+        connection.executemany("INSERT INTO numbers VALUES (?)", [(item,) for item in items])
+        time.sleep(0.1)
+
+    store = Store(tmp_path / "store.db", ["CREATE TABLE numbers(number INTEGER)"])
+    await store.open()
+    store._slow = True
+    first = store.submit(slowly, 1)
+    await asyncio.sleep(0.02)
+    store._slow = False
+    store.submit_lazy(slowly, 2)
+    store._start()
+    second = store.submit(slowly, 3)
+    await asyncio.gather(first, second)
+    rows = await store.read(lambda c: c.execute("SELECT number FROM numbers ORDER BY number").fetchall())
+    assert rows == [(1,), (2,), (3,)]
+    await store.close()
