@@ -7,7 +7,7 @@ published while there is no connection is dropped unless it is asked to be kept,
 bounded and counted.
 
 The packets are read and written by the `mqtt5` package; the connection itself is here because the
-clients that exist cost 30 times as much for each message (see `make bench`, hop).
+clients that exist cost 30 times as much for each message (README, Performance).
 """
 
 from __future__ import annotations

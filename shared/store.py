@@ -5,7 +5,7 @@ a SIGKILL or a power cut. All that is submitted in one turn of the event loop, o
 being written, goes into one commit, so that a burst pays one fsync for many.
 
 On a disk whose commits are quick the event loop itself commits: handing a commit to a thread and back
-costs several times as much as the commit (see `make bench`, commit). When the disk is slow, a thread
+costs more than the commit (README, Performance). When the disk is slow, a thread
 commits, and the loop goes on meanwhile.
 """
 

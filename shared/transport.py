@@ -4,7 +4,7 @@ Custody turns on one thing that no transport tells for certain: whether a reques
 reached its server. Here `httpx.ConnectError`, `httpx.ConnectTimeout` and `httpx.PoolTimeout` mean that no
 byte of it was sent; every other error, that it may have been carried out. (httpx-aiohttp 0.2 calls it a
 ConnectTimeout too when a server hangs up on a request that was sent.) It also costs a third of that
-transport's time for each request and 10 MB less memory: see `make bench`, post.
+transport's time for each request, and 10 MB less memory (README, Performance).
 
 HTTP/1.1 with keep-alive, over TLS or not; bodies as bytes, answers read whole and bounded. No
 proxies, no redirects, no compression, no HTTP/2: publishers need none. httptools parses.
