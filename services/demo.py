@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from services import rooms
-from services.broker import NoBroker
+from services.broker import NoBroker, free_port
 from services.simulate import speaker
-from services.stack import HOST, DidNotStart, Stack, free_port
+from services.stack import HOST, SERVICES, DidNotStart, Stack
 from services.watch import Console, Story, subscribe
 from shared.bus import Bus, Endpoint
 from shared.events import Event, Kind
@@ -31,14 +31,6 @@ from shared.secrets import Secrets
 from shared.site import load
 from shared.topics import Topics
 
-SERVICES = (
-    "adapter-dc09",
-    "adapter-webhook",
-    "adapter-mqtt",
-    "correlator",
-    "vms-publisher",
-    "camio-publisher",
-)
 _DOOR = "40000000-0000-0000-0000-000000000001"
 _ARRIVE = 20.0
 

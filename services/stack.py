@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from http.client import HTTPConnection, HTTPException
@@ -21,18 +20,19 @@ from typing import Any, Self
 import orjson
 import yaml
 
-from services.broker import Broker, Security
+from services.broker import Broker, Security, free_port
 
 HOST = "127.0.0.1"
+SERVICES = (
+    "adapter-dc09",
+    "adapter-webhook",
+    "adapter-mqtt",
+    "correlator",
+    "vms-publisher",
+    "camio-publisher",
+)
+"""All services, as a gateway runs them."""
 _PATIENCE = 30.0
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port that nothing listens on now."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class DidNotStart(RuntimeError):

@@ -64,14 +64,13 @@ class _Known:
 class _Watch:
     """A device's liveness and clock."""
 
-    __slots__ = ("heard", "offline", "offset", "sensors_heard", "skewed")
+    __slots__ = ("heard", "offline", "offset", "skewed")
 
     def __init__(self) -> None:
         self.heard = time.monotonic()
         self.offline = False
         self.skewed = False
         self.offset: float | None = None
-        self.sensors_heard: dict[str, float] = {}
 
 
 def believed_time(

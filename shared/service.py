@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from shared import logs, metrics
 from shared.bus import Bus, Endpoint
@@ -174,9 +174,6 @@ class Part(ABC):
     def unready(self) -> str | None:
         """What keeps it from working, or None."""
         return None
-
-
-P = TypeVar("P", bound=Part)
 
 
 async def run(

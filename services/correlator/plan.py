@@ -38,7 +38,6 @@ class Plan:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self._views: dict[str, View] = {}
         self._places: dict[str, Place] = {}
         self._chosen: dict[tuple[str, Choice], tuple[str, ...]] = {}
         self._targets = site.targets.items()

@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.stack import HOST, Stack, free_port
+from services.broker import free_port
+from services.stack import HOST, Stack
 from tests.bench.load import site
 
 _COMMON = (

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.chaos.world import SERVICES, World
+from services.stack import SERVICES
+from tests.chaos.world import World
 
 Fault = Callable[[World, random.Random], Awaitable[None]]
 

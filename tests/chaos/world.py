@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,21 +12,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from services import rooms
-from services.broker import Broker
+from services.broker import Broker, free_port
 from services.simulate import Speaker, speaker
-from services.stack import HOST, Service, Stack, free_port
+from services.stack import HOST, SERVICES, Stack
 from shared.events import Kind
 from shared.secrets import Secrets
 from shared.site import load
 
-SERVICES = (
-    "adapter-dc09",
-    "adapter-webhook",
-    "adapter-mqtt",
-    "correlator",
-    "vms-publisher",
-    "camio-publisher",
-)
 CAMERAS = tuple(f"cam-{number}" for number in range(6))
 MARKERS = ("marker", "alarm_text", "actor_name")
 """The details in which the rooms' simulators put a report's marker."""
@@ -245,22 +236,6 @@ class World:
                     count.twice.append(f"{marker} at {camera} ({times} times)")
         count.camio = (await self.stack.ask_camio("/_sim/count"))["events"]
         return count
-
-    async def restart(self, service: Service, *, pause: float = 0.0) -> None:
-        await asyncio.sleep(pause)
-        await service.start()
-
-    def leaks(self, secret_values: list[str]) -> list[str]:
-        """Log files in which a secret stands."""
-        return [
-            f"{log.name}: {value[:4]}…"
-            for log in self.stack.logs_dir.iterdir()
-            for value in secret_values
-            if value and value in log.read_text(errors="replace")
-        ]
-
-    def clear_away(self) -> None:
-        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def _shares(whole: int, parts: int) -> list[int]:

@@ -18,20 +18,12 @@ import httpx
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from services.broker import Broker, Security
+from services.broker import Broker, Security, free_port
 from services.broker_acl import acl
-from services.stack import HOST, Process, Stack, free_port
+from services.stack import HOST, SERVICES, Process, Stack
 from shared.camera_token import decode
 from tests.peers import clean_environment
 
-SERVICES = (
-    "adapter-dc09",
-    "adapter-webhook",
-    "adapter-mqtt",
-    "correlator",
-    "vms-publisher",
-    "camio-publisher",
-)
 DOOR = "40000000-0000-0000-0000-000000000001"
 PIN = "83914207"
 """What somebody types at a keypad."""

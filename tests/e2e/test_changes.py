@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.house import SERVICES, House, until
+from services.stack import SERVICES
+from tests.e2e.house import House, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,9 +13,9 @@ import pytest
 from paho.mqtt.client import MQTTv5, MQTTv311
 
 from services import messages
-from services.stack import HOST
+from services.stack import HOST, SERVICES
 from tests import peers
-from tests.e2e.house import DOOR, PIN, SERVICES, House, Listener, run, until
+from tests.e2e.house import DOOR, PIN, House, Listener, run, until
 from tests.schemas import validator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
