@@ -31,7 +31,8 @@ from shared.camera_token import CameraToken, TokenError, decode
 from shared.clock import host_clock_synchronised
 from shared.secrets import MissingSecret, Secrets
 from shared.site import CamioTarget, SecretRef, Site, SiteError, Target
-from shared.site.load import fetch, read
+from shared.site.checking import read
+from shared.site.mistakes import fetch
 from shared.yamltext import Place, locate
 from shared.yamltext import decode as decode_text
 

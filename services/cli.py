@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 import services.lean  # noqa: F401  (before all that it keeps lean)
-from shared.service import Settings, tocsin_version
+from shared import __version__
+from shared.settings import Settings
 
 _ABOUT = """\
 Tocsin ties physical-security sensors to the cameras that see them: what a sensor reports becomes a
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "tocsin", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=f"tocsin {tocsin_version()}")
+    parser.add_argument("--version", action="version", version=f"tocsin {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
     run = commands.add_parser(
@@ -154,6 +155,7 @@ def _dispatch(args: argparse.Namespace) -> int:
         logging.getLogger("tocsin").addHandler(logging.NullHandler())
     match args.command:
         case "run":
+            import shared.plain  # noqa: F401, PLC0415  a service has no pydantic: see shared.model
             from services import run  # noqa: PLC0415
 
             try:

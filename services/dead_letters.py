@@ -18,7 +18,7 @@ from services.watch import Console, site_topics
 from shared.bus import Bus, Message
 from shared.events import PLAIN_JSON
 from shared.secrets import Secrets
-from shared.service import Settings
+from shared.settings import Settings
 from shared.site import SiteError, load
 
 _PATIENCE = 10.0

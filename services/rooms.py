@@ -19,10 +19,9 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import SecretStr
-
 import services.adapters
 from shared.adapter import Adapter
+from shared.model import SecretStr
 from shared.site import Device, SecretRef, Settings
 
 GROUP = "tocsin.adapters"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from shared.service import Part, Runtime, Settings, run
-from shared.site import Room, VmsTarget
+from services.reader import Reader
+from shared.settings import Settings
 
 if TYPE_CHECKING:
     from shared.delivery import Target
+    from shared.service import Part, Runtime
 
+_ADAPTER = "adapter-"
 _MAKERS = ("correlator", "vms-publisher", "camio-publisher")
 
 
@@ -22,35 +24,35 @@ def service_names() -> list[str]:
     """All services that can be run, adapters by what is installed."""
     from services import rooms  # noqa: PLC0415
 
-    return [*(f"adapter-{name}" for name in rooms.names()), *_MAKERS]
+    return [*(_ADAPTER + name for name in rooms.names()), *_MAKERS]
 
 
-def _find(name: str) -> tuple[Callable[[Runtime], Part], Mapping[str, Room]]:
+def _find(name: str) -> Callable[[Runtime], Part]:
     # Imported here: a service's image holds only what that service needs.
     match name:
         case "correlator":
             from services.correlator.service import Correlator  # noqa: PLC0415
 
-            return Correlator, {}
+            return Correlator
         case "vms-publisher":
             from services.vms_publisher.target import Vms  # noqa: PLC0415
+            from shared.site import VmsTarget  # noqa: PLC0415
 
-            return _publisher(Vms, lambda runtime: (runtime.site.targets.vms or VmsTarget()).lanes), {}
+            return _publisher(Vms, lambda runtime: (runtime.site.targets.vms or VmsTarget()).lanes)
         case "camio-publisher":
             from services.camio_publisher.target import Camio  # noqa: PLC0415
 
-            return _publisher(Camio, lambda _: 8), {}
-    if name.startswith("adapter-"):
+            return _publisher(Camio, lambda _: 8)
+    if name.startswith(_ADAPTER):
         from services import rooms  # noqa: PLC0415
         from shared.host import AdapterHost  # noqa: PLC0415
 
-        protocol = name.removeprefix("adapter-")
+        protocol = name.removeprefix(_ADAPTER)
         try:
-            room = rooms.room(protocol)
-            adapter = room.load_adapter()
+            adapter = rooms.room(protocol).load_adapter()
         except rooms.RoomError as error:
             raise UnknownService(str(error)) from error
-        return lambda runtime: AdapterHost(runtime, protocol, adapter), {protocol: room}
+        return lambda runtime: AdapterHost(runtime, protocol, adapter)
     raise UnknownService(f"there is no service {name!r}; there are: {', '.join(service_names())}")
 
 
@@ -64,7 +66,11 @@ def _publisher(
 
 def main(name: str, options: Mapping[str, str | None]) -> int:
     """Run the service until SIGTERM or SIGINT. Raises `UnknownService`."""
-    import uvloop  # noqa: PLC0415
+    settings = Settings.of(options)
+    own = [name.removeprefix(_ADAPTER)] if name.startswith(_ADAPTER) else []
+    with Reader(settings.site or "", own) as read:
+        import uvloop  # noqa: PLC0415
 
-    make, rooms = _find(name)
-    return uvloop.run(run(name, Settings.of(options), make, rooms))
+        from shared.service import run  # noqa: PLC0415
+
+        return uvloop.run(run(name, settings, _find(name), read))

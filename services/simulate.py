@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from services import rooms
 from shared.events import Kind
 from shared.secrets import MissingSecret, Secrets
-from shared.service import Settings
+from shared.settings import Settings
 from shared.site import Device, SiteError, did_you_mean, load
 
 _PATIENCE = 5.0

@@ -13,7 +13,7 @@ from pathlib import Path
 from shared.bus import Bus, Message
 from shared.events import Delivery, Event, Malformed, Outcome, Severity, Sighting
 from shared.secrets import Secrets
-from shared.service import Settings
+from shared.settings import Settings
 from shared.site import SiteError, load
 from shared.topics import Topics
 

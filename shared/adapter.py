@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from pydantic import SecretStr
-
 from shared.bus import Endpoint
 from shared.events import Actor, Kind
+from shared.model import SecretStr
 from shared.store import StoreFull
 
 __all__ = ["Adapter", "Context", "Emit", "Report", "StoreFull"]

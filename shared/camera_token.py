@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr
-
+from shared.model import SecretStr
 from shared.site import is_loopback
 
 _HOST = re.compile(

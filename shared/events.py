@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta, field
-from pydantic import StringConstraints
+
+from shared.model import StringConstraints
 
 CONTENT_TYPE = "application/cloudevents+json"
 PLAIN_JSON = "application/json"

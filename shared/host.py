@@ -18,7 +18,6 @@ from types import MappingProxyType
 from typing import Any
 
 from prometheus_client import Counter
-from pydantic import SecretStr
 
 from shared import metrics
 from shared.adapter import Adapter, Context, Report
@@ -38,6 +37,7 @@ from shared.events import (
     id_key,
     utcnow,
 )
+from shared.model import SecretStr
 from shared.service import Part, Runtime
 from shared.site import Device, SecretRef, Sensor, Site
 from shared.store import Store, StoreFull

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
-from pydantic import SecretStr
-
+from shared.model import SecretStr
 from shared.site import SecretRef
 
 MAX_BYTES = 64 << 10

@@ -11,87 +11,25 @@ import contextlib
 import ctypes
 import gc
 import logging
-import os
 import signal
 import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from shared import logs, metrics
-from shared.bus import Bus, Endpoint
+from shared import __version__, logs, metrics
+from shared.bus import Bus
 from shared.clock import host_clock_synchronised
 from shared.events import ServiceStatus, ServiceStatusData, utcnow
 from shared.secrets import Secrets
-from shared.site import Follower, Room, Site, SiteError
+from shared.settings import Settings
+from shared.site import Follower, Site, SiteError
 from shared.store import StoreNewer
 from shared.topics import Topics
 
 log = logging.getLogger("tocsin.service")
-
-
-# Not asked of the installation: importlib.metadata takes 2 MB and 20 ms of each service.
-__version__ = "0.1.0"
-
-
-def tocsin_version() -> str:
-    return __version__
-
-
-def _setting(default: str | None, help: str) -> str | None:
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Each is `TOCSIN_<NAME>` in the environment and `--<name>` of `tocsin run`."""
-
-    site: str | None = _setting("/etc/tocsin/site.yaml", "the site file")
-    mqtt_url: str | None = _setting("mqtt://127.0.0.1:1883", "the broker: mqtt://HOST:PORT or mqtts://…")
-    mqtt_ca: str | None = _setting(None, "file of the CA that signed the broker's certificate")
-    mqtt_cert: str | None = _setting(None, "file of this service's certificate")
-    mqtt_key: str | None = _setting(None, "file of its key")
-    mqtt_username: str | None = _setting(None, "user name at the broker")
-    mqtt_password: str | None = _setting(
-        None, "password at the broker; rather put it in the secret `mqtt_password`"
-    )
-    state_dir: str | None = _setting("/var/lib/tocsin", "folder of the service's store")
-    secrets_dir: str | None = _setting(None, "folder of secret files")
-    metrics_host: str | None = _setting("0.0.0.0", "address of /metrics, /healthz and /readyz")  # noqa: S104
-    metrics_port: str | None = _setting("9100", "port of /metrics, /healthz and /readyz; 0 for none")
-    log_level: str | None = _setting("info", "debug, info, warning or error")
-    store_max_bytes: str | None = _setting(str(4 * 1024**3), "how much the store may hold")
-
-    @classmethod
-    def of(cls, options: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Settings:
-        """Options first, then the environment, then the defaults."""
-        given = {
-            each.name: value
-            for each in fields(cls)
-            if (value := options.get(each.name) or environ.get(f"TOCSIN_{each.name.upper()}"))
-        }
-        return cls(**given)
-
-    def endpoint(self, secrets: Secrets) -> Endpoint:
-        return Endpoint(
-            url=self.mqtt_url or "",
-            ca=Path(self.mqtt_ca) if self.mqtt_ca else None,
-            cert=Path(self.mqtt_cert) if self.mqtt_cert else None,
-            key=Path(self.mqtt_key) if self.mqtt_key else None,
-            username=self.mqtt_username,
-            password=self.mqtt_password or self._password(secrets),
-        )
-
-    def _password(self, secrets: Secrets) -> str | None:
-        path = Path(self.secrets_dir or "") / "mqtt_password"
-        if self.secrets_dir is None or not path.is_file():
-            return None
-        value = path.read_text().strip()
-        secrets.conceal(value)
-        return value
 
 
 class Runtime:
@@ -147,7 +85,7 @@ def status_message(
         source=f"/{site}/{name}",
         subject=name,
         time=now,
-        data=ServiceStatusData(service=name, status=status, version=tocsin_version(), reason=reason),
+        data=ServiceStatusData(service=name, status=status, version=__version__, reason=reason),
     ).to_bytes()
 
 
@@ -177,15 +115,13 @@ class Part(ABC):
 
 
 async def run(
-    name: str, settings: Settings, make: Callable[[Runtime], Part], rooms: Mapping[str, Room]
+    name: str, settings: Settings, make: Callable[[Runtime], Part], read: Callable[[bytes], Site]
 ) -> int:
-    """Run a service until it is told to stop; returns the exit code.
-
-    `rooms` are those whose devices the service must understand in full."""
+    """Run a service until it is told to stop; returns the exit code. `read` reads its site file."""
     secrets = Secrets(settings.secrets_dir)
     logs.set_up(name, settings.log_level or "info", secrets.redact)
     try:
-        follower = Follower(settings.site or "", rooms)
+        follower = Follower(settings.site or "", read)
     except SiteError as error:
         log.critical("the site file is wrong: %s", error)
         return 2
@@ -198,7 +134,7 @@ async def run(
     )
     runtime = Runtime(name, settings, site, secrets, bus)
     part = make(runtime)
-    metrics.BUILD.labels(name, tocsin_version()).set(1)
+    metrics.BUILD.labels(name, __version__).set(1)
     metrics.SITE_LOADED.set_to_current_time()
     try:
         await part.start()
@@ -226,7 +162,7 @@ async def run(
     joining = asyncio.create_task(bus.run(), name="bus")
     working = asyncio.create_task(_work(runtime, part, follower), name=name)
     waiting = asyncio.create_task(stopping.wait())
-    log.info("started", extra={"version": tocsin_version(), "site": site.site})
+    log.info("started", extra={"version": __version__, "site": site.site})
     await asyncio.wait({working, joining, waiting}, return_when=asyncio.FIRST_COMPLETED)
     code = 0
     for task in (working, joining):

@@ -31,7 +31,8 @@ from shared.events import (
     utcnow,
 )
 from shared.secrets import Secrets
-from shared.service import Part, Runtime, Settings
+from shared.service import Part, Runtime
+from shared.settings import Settings
 from shared.site import Site, load
 from shared.topics import Topics, matches
 

@@ -21,12 +21,12 @@ from datetime import UTC
 from typing import Any, TypedDict
 
 import orjson
-from pydantic import SecretStr
 
 from shared.camera_token import TokenError, allowed_url
 from shared.delivery import Job, NotAllowed, Refused, Retry, Target
 from shared.events import SEVERITY, Event, Kind, SeenBy, SensorType, Severity, Sighting
 from shared.http import Http
+from shared.model import SecretStr
 from shared.secrets import MissingSecret
 from shared.service import Runtime
 from shared.site import CamioTarget, Select, Site

@@ -104,8 +104,8 @@ class Chatter:
 
 def summary(held: list[Event], source: str, sequence: str) -> Event:
     """The event that stands for `held`: the last of them, with a count and the times of both ends."""
-    last = max(held, key=lambda event: event.time)
-    first = min(held, key=lambda event: event.time)
+    ordered = sorted(held, key=lambda event: (event.time, event.sequence or ""))
+    first, last = ordered[0], ordered[-1]
     data = last.data.replace(
         count=sum(event.data.count for event in held),
         details={

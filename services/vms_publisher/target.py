@@ -17,12 +17,12 @@ from urllib.parse import urlencode
 
 import httpx
 import orjson
-from pydantic import SecretStr
 
 from shared.camera_token import TokenError, decode
 from shared.delivery import Job, NotAllowed, Refused, Retry, Target, Uncertain
 from shared.events import Event, SeenBy, Sighting, utcnow
 from shared.http import Answer, Http, Rejected
+from shared.model import SecretStr
 from shared.secrets import MissingSecret
 from shared.service import Runtime
 from shared.site import Camera, CameraVms, VmsTarget

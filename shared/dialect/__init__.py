@@ -61,19 +61,35 @@ with most such fields wins. So `{topic: hall}` takes all that topic `hall` says 
 (tamper, battery) reaches both.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from shared.dialect.body import Format, Unreadable, parse
 from shared.dialect.details import flatten
 from shared.dialect.expressions import Expr, as_bool, as_number, as_text
-from shared.dialect.loading import Mistake, ProfileError, compile_text, load, names, packaged
 from shared.dialect.message import Memory, Message, Point, Result, State
-from shared.dialect.profile import AddressField, Option, Profile, Rule, Time, Value
+from shared.dialect.profile import (
+    AddressField,
+    KindTable,
+    Level,
+    Option,
+    Profile,
+    Rule,
+    StateSpec,
+    Time,
+    Value,
+)
 from shared.dialect.reading import Dialect, Problem, Reader
+
+if TYPE_CHECKING:
+    from shared.dialect.loading import Mistake, ProfileError, compile_text, load, names, packaged
 
 __all__ = [
     "AddressField",
     "Dialect",
     "Expr",
     "Format",
+    "KindTable",
+    "Level",
     "Memory",
     "Message",
     "Mistake",
@@ -86,6 +102,7 @@ __all__ = [
     "Result",
     "Rule",
     "State",
+    "StateSpec",
     "Time",
     "Unreadable",
     "Value",
@@ -99,3 +116,12 @@ __all__ = [
     "packaged",
     "parse",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Reading profiles takes YAML, which a service, whose devices come with theirs, does without.
+    if name not in __all__:
+        raise AttributeError(name)
+    from shared.dialect import loading  # noqa: PLC0415
+
+    return getattr(loading, name)

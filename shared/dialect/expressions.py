@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import orjson
-from pydantic import AfterValidator
 
 from shared.dialect.message import Point
+from shared.model import AfterValidator
 from shared.site import did_you_mean, mistake
 
 

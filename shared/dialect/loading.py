@@ -7,11 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import ValidationError
-
 from shared import yamltext
 from shared.dialect.profile import Profile, Rule
 from shared.dialect.reading import Dialect
+from shared.model import ValidationError
 from shared.site import Model, did_you_mean
 
 P = TypeVar("P", bound=Profile)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
-
 from shared.dialect.body import Format
 from shared.dialect.details import Redaction
 from shared.dialect.expressions import Expr, When, checked
 from shared.dialect.times import EPOCHS
 from shared.events import Kind
+from shared.model import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 from shared.site import Duration, Model, did_you_mean, mistake
 
 
@@ -108,6 +107,8 @@ class KindTable(Model):
 
 
 def _kind_spec(value: Any) -> Any:
+    if isinstance(value, KindTable):
+        return value
     return KindTable.model_validate(value) if isinstance(value, dict) else _kind_word(value)
 
 

@@ -30,7 +30,10 @@ class Problem(NamedTuple):
 
 
 class Dialect(Generic[P]):
-    """A profile, compiled. Shared by all devices that speak it."""
+    """A profile, compiled. Shared by all devices that speak it.
+
+    Two are equal if their profiles are. Pickled is the profile only: what is compiled holds functions.
+    """
 
     def __init__(self, profile: P, name: str = "") -> None:
         self.name = name
@@ -40,6 +43,17 @@ class Dialect(Generic[P]):
         self.first = profile.match == "first"
         self.redaction = Redaction(profile.redact)
         self.rules = [Action(rule, profile, str(place)) for place, rule in enumerate(profile.rules)]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Dialect):
+            return NotImplemented
+        return self is other or (self.name == other.name and self.profile == other.profile)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dialect, (self.profile, self.name)
 
     def problems(self, address: Mapping[str, Any]) -> list[Problem]:
         """What is wrong with a sensor's address fields in the site file."""

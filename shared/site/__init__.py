@@ -4,9 +4,11 @@
 each thing that is wrong. `Follower` follows changes and keeps the last good one.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from shared.events import Slug
 from shared.site.follow import Follower
-from shared.site.load import Mistake, SiteError, load
+from shared.site.mistakes import Mistake, SiteError
 from shared.site.model import (
     AnyDevice,
     AnySensor,
@@ -45,6 +47,9 @@ from shared.site.model import (
     is_loopback,
     mistake,
 )
+
+if TYPE_CHECKING:
+    from shared.site.checking import load
 
 __all__ = [
     "AnyDevice",
@@ -89,3 +94,12 @@ __all__ = [
     "load",
     "mistake",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Checking a file takes pydantic, which a service does without.
+    if name == "load":
+        from shared.site.checking import load  # noqa: PLC0415
+
+        return load
+    raise AttributeError(name)

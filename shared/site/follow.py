@@ -6,12 +6,11 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from shared.site.load import SiteError, fetch, read
-from shared.site.model import Room, Site, Target
+from shared.site.mistakes import SiteError, fetch
+from shared.site.model import Site
 
 _EVERY = 1.0
 _SETTLED = 0.3
@@ -35,16 +34,14 @@ class Follower:
     def __init__(
         self,
         path: str | Path,
-        rooms: Mapping[str, Room] | None = None,
+        read: Callable[[bytes], Site],
         *,
-        adapters: Collection[str] | None = None,
-        only: Collection[str] | None = None,
-        targets: Mapping[str, type[Target]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Reads the file for the first time, with the parameters of `load`; raises `SiteError`."""
+        """Reads the file for the first time. `read` makes a site of what the file holds, or raises
+        `SiteError`; it is called again, from other threads, for each new content."""
         self._path = Path(path)
-        self._read = partial(read, name=str(path), rooms=rooms, adapters=adapters, only=only, targets=targets)
+        self._read = read
         self._clock = clock
         data = fetch(path)
         self.site = self._read(data)

@@ -12,13 +12,15 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import (
+from shared.events import Kind, SensorType, Severity, Slug
+from shared.model import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    PydanticCustomError,
     SerializeAsAny,
     StringConstraints,
     ValidationInfo,
@@ -26,9 +28,6 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
-
-from shared.events import Kind, SensorType, Severity, Slug
 
 
 class Model(BaseModel):

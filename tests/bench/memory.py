@@ -21,15 +21,15 @@ from tests.bench.load import site
 _COMMON = (
     "asyncio",
     "services.lean",
+    "services.cli",
+    "shared.plain",
+    "services.run",
     "uvloop",
     "orjson",
     "msgspec",
-    "pydantic",
     "shared.site",
     "shared.bus",
     "shared.service",
-    "services.cli",
-    "services.run",
 )
 _ADAPTER = ("services.rooms", "shared.store", "shared.host")
 STAGES = {

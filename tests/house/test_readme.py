@@ -27,7 +27,7 @@ from services import check, cli
 from services.broker import Broker
 from shared import metrics
 from shared.events import Event, SeenBy, Sighting, SightingData
-from shared.service import Settings
+from shared.settings import Settings
 from shared.topics import Topics, matches
 from tests.chaos.faults import FAULTS
 

@@ -15,7 +15,7 @@ import yaml
 from scripts.services import Service, adapters
 from services import rooms
 from shared.site import Site
-from shared.site.load import load
+from shared.site.checking import load
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = adapters()

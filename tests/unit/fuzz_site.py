@@ -9,7 +9,7 @@ from pydantic import Field
 from shared import site
 from shared.events import Slug
 from shared.site import SecretRef, SiteError
-from shared.site.load import read
+from shared.site.checking import read
 
 _TEXT = (
     "site timezone cameras devices targets schedules adapters severity suppress window adapter dc09 zone "

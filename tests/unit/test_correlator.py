@@ -402,3 +402,11 @@ def test_a_summary_of_summaries_counts_them_all() -> None:
     assert one.data.details["first_time"] == made[1].time.isoformat()
     # The same events make the same summary, in whatever order they came.
     assert summary(made[::-1], "/hq/correlator", "2").id == one.id
+
+
+def test_of_events_of_one_instant_the_last_by_sequence_stands_for_all() -> None:
+    one = motion(details={"n": "1"}).replace(sequence="00000000000000000001")
+    data = one.data.replace(details={"n": "2"})
+    other = one.replace(id=motion().id, sequence="00000000000000000002", data=data)
+    for held in ([one, other], [other, one]):
+        assert summary(held, "/hq/correlator", "3").data.details["n"] == "2"

@@ -10,7 +10,7 @@ import pytest
 from services import schemas
 from services.rooms import rooms
 from shared.events import Kind
-from shared.site.load import read
+from shared.site.checking import read
 from shared.yamltext import parse
 
 

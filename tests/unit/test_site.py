@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ from shared.site import (
     expand_kinds,
     load,
 )
-from shared.site.load import MOST_MISTAKES, read
+from shared.site.checking import MOST_MISTAKES, read
 from tests.unit.fuzz_site import GOOD, ROOMS, WORDS, Device, Settings, fuzz_one
 
 
@@ -466,7 +467,9 @@ class Clock:
 
 
 def follower_of(path: Path, clock: Clock) -> Follower:
-    return Follower(path, ROOMS, adapters=["dc09", "webhook"], clock=clock)
+    return Follower(
+        path, partial(read, name=str(path), rooms=ROOMS, adapters=["dc09", "webhook"]), clock=clock
+    )
 
 
 def looks(follower: Follower, clock: Clock, seconds: float = 4.0) -> list[Site | SiteError]:
@@ -570,7 +573,7 @@ def test_a_file_put_in_place_of_the_old_one(tmp_path: Path, kind: str) -> None:
 async def test_running_a_follower(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     path.write_text(GOOD)
-    follower = Follower(path, ROOMS)
+    follower = Follower(path, partial(read, name=str(path), rooms=ROOMS))
     changed: asyncio.Queue[Site] = asyncio.Queue()
     refused: asyncio.Queue[SiteError] = asyncio.Queue()
     running = asyncio.create_task(follower.run(changed.put, refused.put_nowait))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
-
 import shared.site
 from shared.events import Slug
+from shared.model import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 from shared.site import Duration, Model, SecretRef, mistake
 
 

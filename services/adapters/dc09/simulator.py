@@ -17,14 +17,13 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Literal, cast
 
-from pydantic import SecretStr
-
 from services.adapters.dc09 import codec
 from services.adapters.dc09.cipher import Key
 from services.adapters.dc09.codec import Frame, FrameError, Header, Splitter
 from services.adapters.dc09.codes import SIA, About, Meaning, contact_id, kind_of
 from services.adapters.dc09.config import Device, Sensor
 from shared.events import Kind, SensorType, utcnow
+from shared.model import SecretStr
 from shared.site import SecretRef
 
 _CODES = (

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import mqtt5
-from pydantic import SecretStr
 
 import shared.adapter
 from services.adapters.mqtt import codec
@@ -42,6 +41,7 @@ from shared.adapter import Context, Emit, Report, StoreFull
 from shared.bus import BrokerRefused, Endpoint
 from shared.dialect import Result, Unreadable
 from shared.events import utcnow
+from shared.model import SecretStr
 from shared.secrets import MissingSecret
 from shared.site import SecretRef, is_loopback
 

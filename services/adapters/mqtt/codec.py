@@ -15,11 +15,10 @@ from functools import cache
 from typing import Annotated, Any, Literal, Protocol
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
-
 from shared import dialect
 from shared.dialect import Expr, Format, Memory, Message, Point, Reader, Result, Time, Value
 from shared.events import Kind
+from shared.model import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from shared.site import Model, mistake
 
 _LONGEST_TOPIC = 65_535
@@ -248,20 +247,21 @@ def _rule(sensor: str, name: str, reading: Reading, canonical: tuple[dialect.Rul
     """A sensor's reading as a rule of the profiles' own language."""
     rule: dict[str, Any] = {"when": {f"$topic.{name}": "yes"}, "sensor": {"sensor": f"={sensor}"}}
     if reading.id is not None:
-        rule["id"] = reading.id
+        rule["id"] = (reading.id,)
     if reading.time is not None:
         rule["time"] = reading.time
     if reading.battery is not None:
-        rule["state"] = {"battery": reading.battery}
+        rule["state"] = dialect.StateSpec(battery=reading.battery)
     active = "active" if reading.kind is None else reading.kind.value
     if reading.value is None:
         rule["rules"] = canonical
     elif reading.momentary:
-        rule["kind"] = {"of": reading.value, "table": dict.fromkeys(reading.active, active), "else": None}
+        table: dict[str, str | None] = dict.fromkeys(reading.active, active)
+        rule["kind"] = dialect.KindTable(**{"of": reading.value, "table": table, "else": None})
     else:
         kinds = dict.fromkeys(reading.active, active) | dict.fromkeys(reading.normal, "normal")
-        rule["level"] = {"value": reading.value, "kinds": kinds}
-    return dialect.Rule.model_validate(rule)
+        rule["level"] = dialect.Level(value=reading.value, kinds=kinds)
+    return dialect.Rule(**rule)
 
 
 # ── Decoding ─────────────────────────────────────────────────────────────────────────────────────
@@ -279,7 +279,7 @@ class DeviceLike(Protocol):
     """What is needed of `config.Device`."""
 
     @property
-    def profile(self) -> str: ...
+    def language(self) -> dialect.Dialect[Profile]: ...
     @property
     def timezone(self) -> str | None: ...
     @property
@@ -307,8 +307,8 @@ class Decoder:
     """
 
     def __init__(self, device_id: str, device: DeviceLike, timezone: str) -> None:
-        """`timezone` is the site's. Raises `shared.dialect.ProfileError`."""
-        language = profile(device.profile)
+        """`timezone` is the site's."""
+        language = device.language
         readings = {
             id_: sensor.reading for id_, sensor in device.sensors.items() if sensor.reading is not None
         }

@@ -6,12 +6,11 @@ from pathlib import PurePath
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
-
 from services.adapters.mqtt import codec
 from shared import dialect, site
 from shared.dialect import Point
 from shared.events import Kind, Slug
+from shared.model import BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
 from shared.site import Duration, Model, SecretRef, did_you_mean, mistake
 from shared.topics import PREFIX
 
@@ -118,6 +117,13 @@ class Device(site.Device):
     )
     sensors: dict[Slug, Sensor] = Field(default={}, description="Its sensors, by id.")
 
+    _language: dialect.Dialect[codec.Profile] = PrivateAttr()
+
+    @property
+    def language(self) -> dialect.Dialect[codec.Profile]:
+        """Its profile, compiled."""
+        return self._language
+
     @property
     def url(self) -> str | None:
         """The broker's address; None for the gateway's own."""
@@ -127,7 +133,7 @@ class Device(site.Device):
     def _whole(self) -> Device:
         self._check_broker()
         try:
-            language = codec.profile(self.profile)
+            language = self._language = codec.profile(self.profile)
         except dialect.ProfileError as error:
             first = error.mistakes[0]
             place = f" (line {first.line}, {first.where})" if PurePath(self.profile).suffix else ""

@@ -16,12 +16,11 @@ from typing import Any, ClassVar
 
 import mqtt5
 import orjson
-from pydantic import SecretStr
 
-from services.adapters.mqtt import codec
 from services.adapters.mqtt.config import Device, Sensor
 from services.adapters.mqtt.source import ForeignEndpoint, Source, Source311
 from shared.events import Kind, SensorType, utcnow
+from shared.model import SecretStr
 from shared.site import SecretRef
 
 _PAUSE = 0.1
@@ -82,7 +81,7 @@ class Simulator:
         login = device.credentials
         password = secret(login.password).get_secret_value() if login.password is not None else None
         self._endpoint = ForeignEndpoint(url, username=login.username, password=password)
-        options = codec.profile(device.profile).profile.options
+        options = device.language.profile.options
         self._base = device.options.get("base", options["base"].default).strip("/")
         self._source: Source | None = None
         self._connected = asyncio.Event()

@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo
 
 from services.adapters.webhook import codec
 from services.adapters.webhook.authenticity import STALE, Check, certificate_matches, check
-from services.adapters.webhook.config import Asked, Device, Hmac, Network, Reply, Settings, Tls, profile
+from services.adapters.webhook.config import Asked, Device, Hmac, Network, Reply, Settings, Tls
 from services.adapters.webhook.server import JSON, TEXT, Answer, Bounds, Request, Server
 from shared.adapter import Adapter as BaseAdapter
 from shared.adapter import Context, Emit, Report, StoreFull
@@ -91,7 +91,7 @@ class _Hook:
     """A device, ready to receive."""
 
     def __init__(self, device_id: str, device: Device, context: Context, settings: Settings) -> None:
-        language = profile(device.profile)
+        language = device.language
         said = language.profile
         self.id = device_id
         self.device = device

@@ -14,18 +14,18 @@ from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import (
+from shared import dialect, site
+from shared.events import Kind, Slug
+from shared.model import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     StringConstraints,
     field_validator,
     model_validator,
 )
-
-from shared import dialect, site
-from shared.events import Kind, Slug
 from shared.site import Duration, Model, SecretRef, did_you_mean, mistake
 
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=64)]
@@ -430,6 +430,13 @@ class Device(site.Device):
     options: dict[str, str] = Field(default={}, description="Options of the profile.")
     sensors: dict[Slug, Sensor] = Field(default={}, description="Its sensors, by id.")
 
+    _language: dialect.Dialect[Profile] = PrivateAttr()
+
+    @property
+    def language(self) -> dialect.Dialect[Profile]:
+        """Its profile, compiled."""
+        return self._language
+
     @field_validator("profile")
     @classmethod
     def _there(cls, name: str) -> str:
@@ -444,7 +451,7 @@ class Device(site.Device):
 
     @model_validator(mode="after")
     def _whole(self) -> Device:
-        spoken = profile(self.profile)
+        spoken = self._language = profile(self.profile)
         said = spoken.profile
         for sensor_id, sensor in self.sensors.items():
             for problem in spoken.problems(sensor.address):
@@ -469,9 +476,7 @@ class Device(site.Device):
 
     def schemes(self) -> tuple[Scheme, ...]:
         """The schemes that each of its requests must satisfy."""
-        offered = (
-            profile(self.profile).profile.authenticity if self.authenticity is None else self.authenticity
-        )
+        offered = self.language.profile.authenticity if self.authenticity is None else self.authenticity
         return tuple(scheme for scheme in offered if scheme.needs <= set(self.credentials))
 
     def _check_authenticity(self, said: Profile) -> None:

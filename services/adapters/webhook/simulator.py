@@ -19,11 +19,11 @@ from typing import Any, ClassVar, NamedTuple, Self, cast
 from urllib.parse import quote, urlsplit
 
 import orjson
-from pydantic import SecretStr
 
 from services.adapters.webhook.authenticity import proof
 from services.adapters.webhook.config import Basic, Bearer, Device, Hmac, Sensor, Token
 from shared.events import Kind
+from shared.model import SecretStr
 from shared.site import SecretRef
 
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)

@@ -1,0 +1,52 @@
+"""What may be wrong with a site file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing that is wrong with a site file. Holds no secret."""
+
+    file: str
+    line: int
+    column: int
+    where: str
+    """Path of keys, as `devices.panel.sensors.kitchen-smoke.cameras.0`; empty for the whole file."""
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = f"{self.where}: " if self.where else ""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{self.file}:{self.line}:{self.column} {where}{self.problem}{remedy}"
+
+
+class SiteError(Exception):
+    """The site file cannot be used. Its text has one line for each mistake."""
+
+    def __init__(self, mistakes: Sequence[Mistake], more: int = 0) -> None:
+        super().__init__(mistakes)
+        self.mistakes = tuple(mistakes)
+        self.more = more
+        """How many further mistakes there are, untold."""
+
+    def __str__(self) -> str:
+        lines = [str(mistake) for mistake in self.mistakes]
+        if self.more:
+            lines.append(f"… and {self.more} more")
+        return "\n".join(lines)
+
+
+def fetch(path: str | Path) -> bytes:
+    """What the file holds. Raises `SiteError` if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise SiteError(
+            [Mistake(str(path), 1, 1, "", f"the file cannot be read ({reason})", "check its path and rights")]
+        ) from None
