@@ -196,7 +196,7 @@ class Sender:
         topics: Topics,
         client: str,
         *,
-        windows: tuple[int, int] = (256, 1024),
+        windows: tuple[int, int] = (256, 384),
     ) -> None:
         self._bus = bus
         self._store = store

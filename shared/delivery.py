@@ -173,8 +173,8 @@ class _Lane:
         return any(q.loaded < q.newest and len(q.ready) + q.reserved <= ahead // 4 for q in self.queues)
 
 
-_AHEAD, _AHEAD_OF_ALL = 64, 4096
-"""Tasks in memory for each rank of a lane, and of all lanes."""
+_AHEAD, _AHEAD_OF_ALL = 32, 512
+"""Tasks in memory for each rank of a lane, and of all lanes: more makes nothing quicker."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _REFUSED_PAUSE = 300.0
 """A refused credential is tried again so often, in case the target has changed its mind."""

@@ -73,7 +73,7 @@ class Http:
         if way == self._way and self._problem is None:
             return
         try:
-            context = ssl.create_default_context(cafile=ca_file)
+            context = ssl.create_default_context(cafile=ca_file) if ca_file else None
         except (OSError, ValueError) as error:
             self._problem = f"the CA file {ca_file} can't be used: {_said(error)}"
             return

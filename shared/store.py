@@ -103,7 +103,7 @@ class Store:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA secure_delete=OFF")
-        connection.execute("PRAGMA cache_size=-1000")
+        connection.execute("PRAGMA cache_size=-500")
         connection.execute("PRAGMA busy_timeout=5000")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > len(self._schema):

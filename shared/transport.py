@@ -137,7 +137,9 @@ class Transport(httpx.AsyncBaseTransport):
     Times are those of the request's `timeout` extension, in seconds: `connect`, and `read` for the whole
     answer from sending on."""
 
-    def __init__(self, verify: ssl.SSLContext, *, connections: int = 64) -> None:
+    def __init__(self, verify: ssl.SSLContext | None = None, *, connections: int = 64) -> None:
+        """`verify` is for TLS; by default the system's authorities, which take 2 MB where they are one
+        file, are read for the first server that needs them."""
         self._verify = verify
         self._idle: dict[tuple[str, str, int], deque[_Connection]] = {}
         self._room = asyncio.Semaphore(connections)
@@ -170,7 +172,9 @@ class Transport(httpx.AsyncBaseTransport):
     async def _connect(self, origin: tuple[str, str, int], patience: float) -> _Connection:
         scheme, host, port = origin
         loop = asyncio.get_running_loop()
-        tls = self._verify if scheme == "https" else None
+        tls = None
+        if scheme == "https":
+            tls = self._verify = self._verify or ssl.create_default_context()
         try:
             async with asyncio.timeout(patience):
                 _, connection = await loop.create_connection(lambda: _Connection(loop), host, port, ssl=tls)

@@ -15,7 +15,7 @@ from enum import Enum, auto
 
 from shared.events import Event, event_id, utcnow
 
-_MOST_HELD = 256
+_MOST_HELD = 192
 """Held events stay in flight at their adapters: with so many in all, windows close early."""
 _MOST_FOLDED = 50_000
 _MOST_PASSED = 20_000
