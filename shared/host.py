@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
+import orjson
 from prometheus_client import Counter
 
 from shared import metrics
@@ -47,6 +48,9 @@ log = logging.getLogger("tocsin.adapter")
 _MOST_DETAILS = 200
 _LONGEST_DETAIL = 4096
 _STATE_EVERY = 30.0
+_KEEP_EVERY = 5.0
+_STATE = "state:"
+_KEPT = ("online", "state", "battery", "battery_low", "tamper")
 _CUT = "…"
 
 
@@ -128,6 +132,7 @@ class AdapterHost(Part):
         self._watches: dict[str, _Watch] = {}
         self._states: dict[str, SensorStateData] = {}
         self._dirty: dict[str, float] = {}
+        self._unkept: set[str] = set()
         self._own: asyncio.Queue[tuple[Report, Mapping[str, str | None]]] = asyncio.Queue()
         self._change = asyncio.Event()
         self._received: dict[tuple[str, str], Any] = {}
@@ -402,11 +407,33 @@ class AdapterHost(Part):
             return
         self._states[sensor] = state.replace(**said)
         self._dirty[sensor] = 0.0
+        self._unkept.add(sensor)
+
+    def _keep_state(self, sensor: str) -> None:
+        """Note what is known of a sensor, so that a restart does not make it unknown."""
+        state = self._states[sensor]
+        last = self._seen_gauges[sensor]._value.get()
+        known = {"last_seen": last or None} | {name: getattr(state, name) for name in _KEPT}
+        self.remember(_STATE + sensor, orjson.dumps(known).decode())
+
+    def _restore_state(self, sensor: str) -> None:
+        kept = self._memory.get(_STATE + sensor)
+        if kept is None:
+            return
+        known = orjson.loads(kept)
+        self._seen_gauges[sensor].set(known.pop("last_seen") or 0)
+        self._states[sensor] = self._states[sensor].replace(**known)
 
     async def _publish_states(self) -> None:
+        keep_at = time.monotonic() + _KEEP_EVERY
         while True:
             await asyncio.sleep(0.5)
             now = time.monotonic()
+            if now > keep_at:
+                keep_at = now + _KEEP_EVERY
+                for sensor in self._unkept & self._states.keys():
+                    self._keep_state(sensor)
+                self._unkept.clear()
             due = [sensor for sensor, at in self._dirty.items() if at <= now]
             for sensor in due[:500]:
                 del self._dirty[sensor]
@@ -502,6 +529,8 @@ class AdapterHost(Part):
         for id_, watch in self._watches.items():
             watch.offline = self._memory.get(f"offline:{id_}") is not None
             metrics.ONLINE.labels(id_).set(not watch.offline)
+        for sensor in self._states:
+            self._restore_state(sensor)
         await self._sender.open()
         self._adapter = self._make(self)
 
@@ -515,6 +544,9 @@ class AdapterHost(Part):
             group.create_task(self._adapter.run(self.emit))
 
     async def stop(self) -> None:
+        for sensor in self._states:
+            if self._seen_gauges[sensor]._value.get():
+                self._keep_state(sensor)
         if self._pending:
             await self._keep_memory()
         await self._store.close()

@@ -50,8 +50,9 @@ class Chatter:
         self._folded: dict[str, None] = dict.fromkeys(folded)
         self._passed: dict[str, None] = {}
 
-    def judge(self, event: Event, reply: str | None, window: timedelta) -> Verdict:
-        """What becomes of an event of a sensor whose repeats are suppressed."""
+    def judge(self, event: Event, reply: str | None, window: timedelta | None) -> Verdict:
+        """What becomes of an event. `window` is None for a sensor whose repeats are not suppressed; some
+        may be held all the same, from before the site file changed."""
         if event.id in self._folded:
             return Verdict.FOLDED
         if event.id in self._folding:
@@ -61,6 +62,8 @@ class Chatter:
             return Verdict.PASS
         key = (event.data.sensor.id, str(event.data.kind))
         found = self._windows.get(key)
+        if window is None:
+            return Verdict.HOLD if found is not None and event.id in found.held else Verdict.PASS
         if found is None:
             self._open(key, window.total_seconds())
             self._passed[event.id] = None

@@ -108,7 +108,7 @@ class Correlator(Part):
             if place is None:
                 self._on_unknown(event, message)
                 return
-        if place.suppress is not None and event.source != self._source and not event.data.replayed:
+        if event.source != self._source and not event.data.replayed:
             verdict = self._chatter.judge(event, message.response_topic, place.suppress)
             if verdict is Verdict.HOLD:
                 return

@@ -268,6 +268,19 @@ async def test_after_a_quiet_window_the_next_one_passes_at_once(world: World) ->
         assert len(seen(world)) == 2
 
 
+async def test_what_is_held_is_told_once_though_suppression_ends_meanwhile(world: World) -> None:
+    async with correlator(world):
+        made = [motion() for _ in range(4)]
+        tell(world, *made)
+        world.change(SITE.replace("suppress: {window: 300ms}", "name: Chatty"))
+        tell(world, *made[1:])  # sent again, as nothing was receipted
+        one = await folded(world)
+        await until(lambda: len(receipted(world)) == 3)
+        tell(world, *made[1:], late := motion())
+        assert [each.id for each in seen(world)] == [made[0].id, one.id, late.id]
+    assert one.data.count == 3
+
+
 async def test_what_is_held_is_not_lost_with_the_correlator(world: World) -> None:
     made = [motion() for _ in range(5)]
     async with correlator(world):

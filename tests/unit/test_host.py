@@ -445,6 +445,20 @@ async def test_the_state_of_a_sensor_is_retained_and_follows_it(world: World) ->
         assert TOPICS.sensor("hall-motion") in here.world.hub.buses[-1]._retained
 
 
+async def test_what_is_known_of_a_sensor_is_known_after_a_restart(world: World) -> None:
+    async with house(world) as here:
+        await here.emit(report(Kind.MOTION_DETECTED, "hall-motion"))
+        here.context.state("hall-motion", battery=55.5, tamper=True)
+        await until(lambda: here.state("hall-motion") and here.state("hall-motion").last_seen)
+        before = here.state("hall-motion")
+    world.hub.sent.clear()
+    async with house(world) as here:
+        await until(lambda: here.state("hall-motion"))
+        after = here.state("hall-motion")
+    assert (after.state, after.battery, after.tamper, after.online) == ("motion.detected", 55.5, True, True)
+    assert abs(after.last_seen - before.last_seen) < timedelta(seconds=1)
+
+
 async def test_old_news_is_no_state(world: World) -> None:
     async with house(world) as here:
         await until(lambda: here.state("hall-motion"))
