@@ -168,11 +168,21 @@ BaseUrl = Annotated[str, StringConstraints(max_length=2048, strip_whitespace=Tru
 """http(s)://host[:port][/path], kept without its last slash."""
 
 
+_LONGEST_WORD = 24
+_DIGIT = re.compile("[0-9]")
+
+
 def _secret_name(name: str) -> str:
     if not re.match(r"^[a-z0-9][a-z0-9_-]{0,127}\Z", name):
         raise mistake(
             "this is not the name of a secret",
             "name it in small letters, digits, - and _, beginning with a letter or digit",
+        )
+    # Names are shown where a secret is missing, so a value must not pass for one.
+    if any(len(word) >= _LONGEST_WORD and _DIGIT.search(word) for word in re.split("[-_]", name)):
+        raise mistake(
+            "this looks like a secret itself, not like its name",
+            "change the secret, which was written in clear, and name the file that holds it",
         )
     return name
 

@@ -193,6 +193,9 @@ SAID = [
     ("token: {secret: camio}", "token: hunter2",
      'site.yaml:32:18 targets.camio.token: a secret is never written in the site file; '
      'put the value into a secret file and write {secret: NAME_OF_THE_FILE}'),
+    ("secret: camio}", "secret: 4f3c9a7be1d24c70a1b2c3d4}",
+     'site.yaml:32:27 targets.camio.token.secret: this looks like a secret itself, not like its name; '
+     'change the secret, which was written in clear, and name the file that holds it'),
     ("secret: camio}", "secret: ../camio}",
      'site.yaml:32:27 targets.camio.token.secret: this is not the name of a secret; '
      'name it in small letters, digits, - and _, beginning with a letter or digit'),
