@@ -36,13 +36,12 @@ def _find(name: str) -> Callable[[Runtime], Part]:
             return Correlator
         case "vms-publisher":
             from services.vms_publisher.target import Vms  # noqa: PLC0415
-            from shared.site import VmsTarget  # noqa: PLC0415
 
-            return _publisher(Vms, lambda runtime: (runtime.site.targets.vms or VmsTarget()).lanes)
+            return _publisher(Vms)
         case "camio-publisher":
             from services.camio_publisher.target import Camio  # noqa: PLC0415
 
-            return _publisher(Camio, lambda _: 8)
+            return _publisher(Camio)
     if name.startswith(_ADAPTER):
         from services import rooms  # noqa: PLC0415
         from shared.host import AdapterHost  # noqa: PLC0415
@@ -56,12 +55,10 @@ def _find(name: str) -> Callable[[Runtime], Part]:
     raise UnknownService(f"there is no service {name!r}; there are: {', '.join(service_names())}")
 
 
-def _publisher(
-    target: Callable[[Runtime], Target], at_once: Callable[[Runtime], int]
-) -> Callable[[Runtime], Part]:
+def _publisher(target: Callable[[Runtime], Target]) -> Callable[[Runtime], Part]:
     from shared.delivery import Publisher  # noqa: PLC0415
 
-    return lambda runtime: Publisher(runtime, target(runtime), at_once=at_once(runtime))
+    return lambda runtime: Publisher(runtime, target(runtime))
 
 
 def main(name: str, options: Mapping[str, str | None]) -> int:

@@ -65,6 +65,7 @@ class _Way(TypedDict):
 
 class Camio(Target):
     name = "camio"
+    at_once = 8
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime

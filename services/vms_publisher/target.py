@@ -83,6 +83,10 @@ class Vms(Target):
     def _camera(self, lane: str) -> Camera | None:
         return self._runtime.site.cameras.get(lane)
 
+    @property
+    def at_once(self) -> int:
+        return self._settings.lanes
+
     def lanes(self, sighting: Sighting) -> list[tuple[str, SeenBy | None]]:
         cameras = self._runtime.site.cameras
         return [

@@ -62,7 +62,7 @@ async def camio() -> AsyncIterator[CamioSimulator]:
 @asynccontextmanager
 async def publisher(of: World) -> AsyncIterator[Publisher]:
     runtime = of.runtime("camio-publisher")
-    part = Publisher(runtime, Camio(runtime), at_once=8)
+    part = Publisher(runtime, Camio(runtime))
     async with running(part):
         yield part
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import shared.plain  # noqa: F401  as in a service, before all models
 from services import cli
 from shared.custody import Sender
 from shared.delivery import Publisher

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from shared.delivery import Job, NotAllowed, Publisher, Refused, Retry, Target, Uncertain
-from shared.delivery import _Task as Task
+from shared.delivery.publisher import _Task as Task
 from shared.events import Event, SeenBy, Sighting
 from tests.gateway import (
     TOPICS,
@@ -46,6 +46,11 @@ class Told(Target):
         self.gate.set()
         self.answer: Callable[[str, Event], None] = lambda lane, event: None
         self.secret: object = "one"
+        self.workers = 8
+
+    @property
+    def at_once(self) -> int:
+        return self.workers
 
     def lanes(self, sighting: Sighting) -> list[tuple[str, SeenBy | None]]:
         return [(seen.id, seen) for seen in sighting.data.cameras]
@@ -79,8 +84,8 @@ def world(tmp_path: Path) -> World:
 
 
 @asynccontextmanager
-async def publisher(of: World, target: Target, at_once: int = 8) -> AsyncIterator[Publisher]:
-    part = Publisher(of.runtime("vms-publisher"), target, at_once=at_once)
+async def publisher(of: World, target: Target) -> AsyncIterator[Publisher]:
+    part = Publisher(of.runtime("vms-publisher"), target)
     async with running(part):
         yield part
 
@@ -96,8 +101,9 @@ def command(of: World, verb: str, payload: bytes = b"{}", reply: str | None = "a
 
 async def test_each_lane_keeps_its_order_and_does_one_thing_at_a_time(world: World) -> None:
     target = Told()
+    target.workers = 3
     made = [event() for _ in range(200)]
-    async with publisher(world, target, at_once=3):
+    async with publisher(world, target):
         tell(world, *made, cameras=("lobby", "dock", "yard", "gate"))
         await until(lambda: len(target.got) == 800)
     for lane in ("lobby", "dock", "yard", "gate"):
@@ -252,8 +258,9 @@ async def test_after_a_start_only_what_may_have_arrived_is_looked_for(world: Wor
 async def test_life_safety_goes_first_within_a_lane_and_over_lanes(world: World) -> None:
     target = Told()
     target.gate.clear()
+    target.workers = 2
     cameras = tuple(f"camera-{number}" for number in range(40))
-    async with publisher(world, target, at_once=2):
+    async with publisher(world, target):
         tell(world, *(event() for _ in range(3)), cameras=cameras)
         await until(lambda: len(receipted(world.hub)) == 3)
         # All lanes wait for one of the two workers when the alarm comes.
@@ -352,3 +359,26 @@ async def test_a_wrong_command_is_answered_with_what_is_wrong(
         command(world, "test")
         await until(lambda: len(world.hub.of("answers")) == 2)
         assert orjson.loads(world.hub.of("answers")[1].payload)["ok"] is True
+
+
+async def test_more_and_fewer_workers_take_effect_while_it_runs(world: World) -> None:
+    target = Told()
+    target.workers = 1
+    cameras = tuple(f"camera-{number}" for number in range(8))
+    async with publisher(world, target):
+        tell(world, event(), cameras=cameras)
+        await until(lambda: len(target.got) == 8)
+        assert target.most_under_way[""] == 1
+        target.workers = 4
+        target.gate.clear()
+        tell(world, event(), cameras=cameras)
+        await until(lambda: target.under_way == 4)
+        target.workers = 2
+        target.gate.set()
+        await until(lambda: len(target.got) == 16)
+        target.gate.clear()
+        tell(world, event(), cameras=cameras)
+        await until(lambda: target.under_way == 2)
+        await asyncio.sleep(0.2)
+        assert target.under_way == 2
+        target.gate.set()

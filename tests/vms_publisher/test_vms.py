@@ -57,7 +57,7 @@ async def vms() -> AsyncIterator[VmsSimulator]:
 @asynccontextmanager
 async def publisher(of: World) -> AsyncIterator[Publisher]:
     runtime = of.runtime("vms-publisher")
-    part = Publisher(runtime, Vms(runtime), at_once=8)
+    part = Publisher(runtime, Vms(runtime))
     async with running(part):
         yield part
 

@@ -1,12 +1,4 @@
-"""Delivery: the taking side of custody, and the way to a target that may be slow, refuse or be gone.
-
-A `Publisher` takes sightings into its own store, receipts them, and has its `Target` deliver each,
-in lanes: one lane for each camera (or whatever the target cares to keep apart), one delivery
-at a time in each, life safety first. What waits is on disk; memory holds a few for each lane.
-
-A delivery is on disk as *attempted* before it is first sent, so that after a crash it is known which
-ones may have arrived: these are looked up at the target before they are sent again.
-"""
+"""Takes sightings into custody and has them delivered, lane by lane."""
 
 from __future__ import annotations
 
@@ -16,11 +8,9 @@ import logging
 import random
 import sqlite3
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -28,15 +18,15 @@ import orjson
 
 from shared import metrics
 from shared.bus import Message
-from shared.custody import LANES, NUMBERS_SCHEMA, SEEN_SCHEMA, Numbers, Receipts, Seen
+from shared.custody import LANES, Numbers, Receipts, Seen
+from shared.delivery import work
+from shared.delivery.target import Job, NotAllowed, Refused, Retry, Target, Uncertain
 from shared.events import (
     PLAIN_JSON,
     Delivery,
     DeliveryData,
-    Event,
     Malformed,
     Outcome,
-    SeenBy,
     Sighting,
     id_key,
     utcnow,
@@ -45,86 +35,6 @@ from shared.service import Part, Runtime
 from shared.store import Store, StoreFull
 
 log = logging.getLogger("tocsin.delivery")
-
-SCHEMA = (
-    """
-CREATE TABLE work(
-  seq INTEGER PRIMARY KEY,
-  lane TEXT NOT NULL,
-  rank INTEGER NOT NULL,
-  attempted INTEGER NOT NULL,
-  tries INTEGER NOT NULL DEFAULT 0,
-  body BLOB NOT NULL,
-  dead TEXT,
-  dead_at INTEGER
-);
-CREATE INDEX work_waiting ON work(lane, rank, seq) WHERE dead IS NULL;
-CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
-"""
-    + NUMBERS_SCHEMA
-    + SEEN_SCHEMA,
-)
-
-
-class Job(msgspec.Struct, frozen=True, gc=False):
-    """One thing to deliver: an event, and the camera it is for, where the target tells cameras."""
-
-    event: Event
-    camera: SeenBy | None
-
-
-class Retry(Exception):
-    """The target did not take it, and may later: try again, not before `after` seconds if it said so."""
-
-    def __init__(self, reason: str, after: float | None = None) -> None:
-        super().__init__(reason)
-        self.after = after
-
-
-class Uncertain(Exception):
-    """It was sent, and what became of it is not known: look for it before sending it again."""
-
-
-class NotAllowed(Exception):
-    """The credential is refused: the lane waits for another one."""
-
-
-class Refused(Exception):
-    """The target will never take it: it is set aside as a dead letter, with this reason."""
-
-
-class Target(ABC):
-    """A system that is told. One small seam: everything about custody and retries is the publisher's."""
-
-    name: str
-
-    @abstractmethod
-    def lanes(self, sighting: Sighting) -> list[tuple[str, SeenBy | None]]:
-        """What the sighting becomes: the lane and the camera of each delivery."""
-
-    @abstractmethod
-    async def deliver(self, lane: str, job: Job) -> str | None:
-        """Deliver; returns the target's own id of it. Raises `Retry`, `Uncertain`, `NotAllowed` or
-        `Refused`; any other exception counts as `Uncertain`."""
-
-    @abstractmethod
-    async def find(self, lane: str, job: Job) -> str | None:
-        """The target's id of a delivery that may have arrived, "" if it has none; None if it did not
-        arrive. Raises `Retry` or `NotAllowed`."""
-
-    @abstractmethod
-    def credential(self, lane: str) -> object:
-        """What authorises the lane now, to be compared: a paused lane goes on when it differs."""
-
-    def changed(self) -> None:  # noqa: B027
-        """The site file or a secret has changed."""
-
-    async def run(self) -> None:
-        """Whatever the target needs done beside deliveries, until cancelled."""
-        await asyncio.Event().wait()
-
-    async def close(self) -> None:  # noqa: B027
-        """Close connections."""
 
 
 @dataclass(slots=True)
@@ -184,13 +94,13 @@ _MOST_LETTERS = 4000
 
 
 class Publisher(Part):
-    """Delivers sightings to one target. `lanes` bounds the requests under way at once."""
+    """Delivers sightings to one target."""
 
-    def __init__(self, runtime: Runtime, target: Target, *, at_once: int = 32) -> None:
+    def __init__(self, runtime: Runtime, target: Target) -> None:
         super().__init__(runtime)
         self.target = target
-        self._at_once = at_once
-        self._store = Store(runtime.state_dir / "work.db", SCHEMA, max_bytes=runtime.store_max_bytes)
+        self._workers = 0
+        self._store = Store(runtime.state_dir / "work.db", work.SCHEMA, max_bytes=runtime.store_max_bytes)
         self._store.on_full = lambda full: runtime.trouble(
             "store", "it holds all that it may; sightings stay with their adapters" if full else None
         )
@@ -251,7 +161,7 @@ class Publisher(Part):
                 queue.loaded = seq
             task = _Task(seq, rank, Job(event, camera))
             tasks.append((lane, task, ahead))
-            rows.append((seq, lane_id, rank, int(ahead), _body(task.job)))
+            rows.append((seq, lane_id, rank, int(ahead), work.write_job(task.job)))
         future = self._store.submit(self._write, (id_key(event.id), rows))
 
         def written(done: asyncio.Future[bool]) -> None:
@@ -340,11 +250,11 @@ class Publisher(Part):
                 if queue.loaded >= queue.newest or room <= 0:
                     continue
                 newest = queue.newest
-                rows = await self._store.submit(_fetch, (lane.id, rank, queue.loaded, room))
+                rows = await self._store.submit(work.fetch, (lane.id, rank, queue.loaded, room))
                 for seq, attempted, tries, body in rows:
                     queue.loaded = seq
                     try:
-                        job = _job(body)
+                        job = work.read_job(body)
                     except msgspec.MsgspecError as error:
                         self._set_aside_row(seq, tries, str(error))
                         continue
@@ -361,11 +271,13 @@ class Publisher(Part):
     def _set_aside_row(self, seq: int, tries: int, problem: str) -> None:
         self.outstanding -= 1
         self.dead += 1
-        self._store.submit_lazy(_dead, (f"its row can't be read: {problem}", int(time.time()), tries, seq))
+        self._store.submit_lazy(
+            work.bury, (f"its row can't be read: {problem}", int(time.time()), tries, seq)
+        )
         log.error("a delivery's row can't be read; it is set aside", extra={"seq": seq, "error": problem})
 
     async def _worker(self) -> None:
-        while True:
+        while self._workers <= self.target.at_once:
             await self._wake.acquire()
             lane = (self._ready[0] or self._ready[1]).popleft()
             if lane.queued is None:
@@ -377,6 +289,7 @@ class Publisher(Part):
             finally:
                 lane.busy = False
             self._offer(lane)
+        self._workers -= 1
 
     async def _work(self, lane: _Lane) -> None:
         queue = next((q for q in lane.queues if q.ready), None)
@@ -448,7 +361,7 @@ class Publisher(Part):
 
     def _succeed(self, lane: _Lane, task: _Task, remote: str | None) -> None:
         self.outstanding -= 1
-        self._store.submit_lazy(_done, task.seq)
+        self._store.submit_lazy(work.done, task.seq)
         lane.pause = lane.not_before = 0.0
         if lane.troubled is not None:
             lane.troubled = None
@@ -462,7 +375,7 @@ class Publisher(Part):
         reason = self.runtime.secrets.redact(reason)
         self.outstanding -= 1
         self.dead += 1
-        self._store.submit_lazy(_dead, (reason, int(time.time()), task.tries, task.seq))
+        self._store.submit_lazy(work.bury, (reason, int(time.time()), task.tries, task.seq))
         metrics.DELIVERIES.labels(self.target.name, Outcome.DEAD_LETTER).inc()
         log.error(
             "the target refuses it for good; it is set aside (tocsin dead-letters)",
@@ -514,8 +427,11 @@ class Publisher(Part):
         lane.not_before = 0.0
         self._offer(lane)
 
-    async def _tend(self) -> None:
+    async def _tend(self, group: asyncio.TaskGroup) -> None:
         while True:
+            for _ in range(self.target.at_once - self._workers):
+                self._workers += 1
+                group.create_task(self._worker())
             await asyncio.sleep(1)
             now = time.monotonic()
             for lane in list(self._lanes.values()):
@@ -544,7 +460,7 @@ class Publisher(Part):
                 case "dead-letters":
                     answer = {
                         "dead_letters": await self._store.read(
-                            _dead_letters(min(int(asked.get("limit", 1000)), _MOST_LETTERS))
+                            work.dead_letters(min(int(asked.get("limit", 1000)), _MOST_LETTERS))
                         )
                     }
                 case "replay":
@@ -574,7 +490,7 @@ class Publisher(Part):
         self._reviving += 1
         try:
             self._store.submit_lazy(self._keep_numbers, None)
-            rows = await self._store.submit(_revive, (seqs, first))
+            rows = await self._store.submit(work.revive, (seqs, first))
         finally:
             self._reviving -= 1
         for seq, lane_id, rank in rows:
@@ -613,9 +529,7 @@ class Publisher(Part):
             self._offer(lane)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.target.run())
-            group.create_task(self._tend())
-            for _ in range(self._at_once):
-                group.create_task(self._worker())
+            group.create_task(self._tend(group))
 
     async def stop(self) -> None:
         for task in list(self._loaders):
@@ -631,7 +545,7 @@ class Publisher(Part):
             if not task.tries and not task.uncertain
         ]
         if unsent:
-            self._store.submit_lazy(_unsent, unsent)
+            self._store.submit_lazy(work.unsent, unsent)
         await self._store.close()
         self._receipts.send()
         await self.target.close()
@@ -646,79 +560,3 @@ class Publisher(Part):
 
     def unready(self) -> str | None:
         return "the store is full" if self._store.full else None
-
-
-_body = msgspec.json.Encoder().encode
-_job = msgspec.json.Decoder(Job).decode
-
-
-def _fetch(connection: sqlite3.Connection, items: Sequence[tuple[str, int, int, int]]) -> list[Any]:
-    results = []
-    for lane, rank, after, room in items:
-        rows = connection.execute(
-            "SELECT seq, attempted, tries, body FROM work "
-            "WHERE lane = ? AND rank = ? AND dead IS NULL AND seq > ? ORDER BY seq LIMIT ?",
-            (lane, rank, after, room),
-        ).fetchall()
-        connection.executemany("UPDATE work SET attempted = 1 WHERE seq = ?", ((row[0],) for row in rows))
-        results.append(rows)
-    return results
-
-
-def _done(connection: sqlite3.Connection, seqs: Sequence[int]) -> None:
-    connection.executemany("DELETE FROM work WHERE seq = ?", ((seq,) for seq in seqs))
-
-
-def _dead(connection: sqlite3.Connection, rows: Sequence[tuple[str, int, int, int]]) -> None:
-    connection.executemany("UPDATE work SET dead = ?, dead_at = ?, tries = ? WHERE seq = ?", rows)
-
-
-def _unsent(connection: sqlite3.Connection, items: Sequence[list[int]]) -> None:
-    connection.executemany(
-        "UPDATE work SET attempted = 0 WHERE seq = ?", ((s,) for seqs in items for s in seqs)
-    )
-
-
-def _revive(
-    connection: sqlite3.Connection, items: Sequence[tuple[list[int] | None, int]]
-) -> list[list[tuple[int, str, int]]]:
-    """Dead letters become work again, under new sequence numbers, behind what waits."""
-    results = []
-    for seqs, number in items:
-        dead = connection.execute(
-            "SELECT seq, lane, rank FROM work WHERE dead IS NOT NULL ORDER BY seq"
-        ).fetchall()
-        wanted = set(seqs) if seqs is not None else None
-        revived = []
-        for seq, lane, rank in dead:
-            if wanted is not None and seq not in wanted:
-                continue
-            connection.execute(
-                "UPDATE work SET seq = ?, dead = NULL, dead_at = NULL, attempted = 0 WHERE seq = ?",
-                (number, seq),
-            )
-            revived.append((number, lane, rank))
-            number += 1  # noqa: PLW2901
-        results.append(revived)
-    return results
-
-
-def _dead_letters(limit: int) -> Any:
-    def query(connection: sqlite3.Connection) -> list[dict[str, Any]]:
-        rows = connection.execute(
-            "SELECT seq, lane, tries, dead, dead_at, body FROM work "
-            "WHERE dead IS NOT NULL ORDER BY seq LIMIT ?",
-            (limit,),
-        ).fetchall()
-        letters = []
-        for seq, lane, tries, dead, dead_at, body in rows:
-            about = {"seq": seq, "lane": lane, "attempts": tries, "reason": dead}
-            about["since"] = datetime.fromtimestamp(dead_at, UTC).isoformat()
-            with contextlib.suppress(msgspec.MsgspecError):
-                event = _job(body).event
-                about |= {"event": event.id, "kind": event.data.kind, "time": event.time.isoformat()}
-                about["sensor"] = event.data.sensor.id
-            letters.append(about)
-        return letters
-
-    return query

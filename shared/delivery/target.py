@@ -1,0 +1,76 @@
+"""The seam between custody and a system that is told."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+
+import msgspec
+
+from shared.events import Event, SeenBy, Sighting
+
+
+class Job(msgspec.Struct, frozen=True, gc=False):
+    """One thing to deliver: an event, and the camera it is for, where the target tells cameras."""
+
+    event: Event
+    camera: SeenBy | None
+
+
+class Retry(Exception):
+    """The target did not take it, and may later: try again, not before `after` seconds if it said so."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class Uncertain(Exception):
+    """It was sent, and what became of it is not known: look for it before sending it again."""
+
+
+class NotAllowed(Exception):
+    """The credential is refused: the lane waits for another one."""
+
+
+class Refused(Exception):
+    """The target will never take it: it is set aside as a dead letter, with this reason."""
+
+
+class Target(ABC):
+    """A system that is told. One small seam: everything about custody and retries is the publisher's."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def at_once(self) -> int:
+        """How many deliveries may be under way at once, over all lanes."""
+
+    @abstractmethod
+    def lanes(self, sighting: Sighting) -> list[tuple[str, SeenBy | None]]:
+        """What the sighting becomes: the lane and the camera of each delivery."""
+
+    @abstractmethod
+    async def deliver(self, lane: str, job: Job) -> str | None:
+        """Deliver; returns the target's own id of it. Raises `Retry`, `Uncertain`, `NotAllowed` or
+        `Refused`; any other exception counts as `Uncertain`."""
+
+    @abstractmethod
+    async def find(self, lane: str, job: Job) -> str | None:
+        """The target's id of a delivery that may have arrived, "" if it has none; None if it did not
+        arrive. Raises `Retry` or `NotAllowed`."""
+
+    @abstractmethod
+    def credential(self, lane: str) -> object:
+        """What authorises the lane now, to be compared: a paused lane goes on when it differs."""
+
+    def changed(self) -> None:  # noqa: B027
+        """The site file or a secret has changed."""
+
+    async def run(self) -> None:
+        """Whatever the target needs done beside deliveries, until cancelled."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:  # noqa: B027
+        """Close connections."""

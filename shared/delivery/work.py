@@ -1,0 +1,111 @@
+"""The publisher's table of what is to be delivered: its schema, and what is written and read in it."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from shared.custody import NUMBERS_SCHEMA, SEEN_SCHEMA
+from shared.delivery.target import Job
+
+SCHEMA = (
+    """
+CREATE TABLE work(
+  seq INTEGER PRIMARY KEY,
+  lane TEXT NOT NULL,
+  rank INTEGER NOT NULL,
+  attempted INTEGER NOT NULL,
+  tries INTEGER NOT NULL DEFAULT 0,
+  body BLOB NOT NULL,
+  dead TEXT,
+  dead_at INTEGER
+);
+CREATE INDEX work_waiting ON work(lane, rank, seq) WHERE dead IS NULL;
+CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
+"""
+    + NUMBERS_SCHEMA
+    + SEEN_SCHEMA,
+)
+
+
+write_job = msgspec.json.Encoder().encode
+read_job = msgspec.json.Decoder(Job).decode
+
+
+def fetch(connection: sqlite3.Connection, items: Sequence[tuple[str, int, int, int]]) -> list[Any]:
+    results = []
+    for lane, rank, after, room in items:
+        rows = connection.execute(
+            "SELECT seq, attempted, tries, body FROM work "
+            "WHERE lane = ? AND rank = ? AND dead IS NULL AND seq > ? ORDER BY seq LIMIT ?",
+            (lane, rank, after, room),
+        ).fetchall()
+        connection.executemany("UPDATE work SET attempted = 1 WHERE seq = ?", ((row[0],) for row in rows))
+        results.append(rows)
+    return results
+
+
+def done(connection: sqlite3.Connection, seqs: Sequence[int]) -> None:
+    connection.executemany("DELETE FROM work WHERE seq = ?", ((seq,) for seq in seqs))
+
+
+def bury(connection: sqlite3.Connection, rows: Sequence[tuple[str, int, int, int]]) -> None:
+    connection.executemany("UPDATE work SET dead = ?, dead_at = ?, tries = ? WHERE seq = ?", rows)
+
+
+def unsent(connection: sqlite3.Connection, items: Sequence[list[int]]) -> None:
+    connection.executemany(
+        "UPDATE work SET attempted = 0 WHERE seq = ?", ((s,) for seqs in items for s in seqs)
+    )
+
+
+def revive(
+    connection: sqlite3.Connection, items: Sequence[tuple[list[int] | None, int]]
+) -> list[list[tuple[int, str, int]]]:
+    """Dead letters become work again, under new sequence numbers, behind what waits."""
+    results = []
+    for seqs, number in items:
+        dead = connection.execute(
+            "SELECT seq, lane, rank FROM work WHERE dead IS NOT NULL ORDER BY seq"
+        ).fetchall()
+        wanted = set(seqs) if seqs is not None else None
+        revived = []
+        for seq, lane, rank in dead:
+            if wanted is not None and seq not in wanted:
+                continue
+            connection.execute(
+                "UPDATE work SET seq = ?, dead = NULL, dead_at = NULL, attempted = 0 WHERE seq = ?",
+                (number, seq),
+            )
+            revived.append((number, lane, rank))
+            number += 1  # noqa: PLW2901
+        results.append(revived)
+    return results
+
+
+def dead_letters(limit: int) -> Callable[[sqlite3.Connection], list[dict[str, Any]]]:
+    """A query of the oldest dead letters, as they are listed."""
+
+    def query(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+        rows = connection.execute(
+            "SELECT seq, lane, tries, dead, dead_at, body FROM work "
+            "WHERE dead IS NOT NULL ORDER BY seq LIMIT ?",
+            (limit,),
+        ).fetchall()
+        letters = []
+        for seq, lane, tries, dead, dead_at, body in rows:
+            about = {"seq": seq, "lane": lane, "attempts": tries, "reason": dead}
+            about["since"] = datetime.fromtimestamp(dead_at, UTC).isoformat()
+            with contextlib.suppress(msgspec.MsgspecError):
+                event = read_job(body).event
+                about |= {"event": event.id, "kind": event.data.kind, "time": event.time.isoformat()}
+                about["sensor"] = event.data.sensor.id
+            letters.append(about)
+        return letters
+
+    return query
