@@ -21,7 +21,7 @@ from shared.secrets import MissingSecret
 from shared.site import SecretRef
 
 _SHORTEST_CARD_KEY = 16
-_PROBE_PATIENCE = 3.0
+_PROBE_PATIENCE = 2.0
 _PROBE_LINE_PATIENCE = 5.0
 
 Secret = Callable[[SecretRef], SecretStr]

@@ -2,7 +2,7 @@
 
 A reader keeps its last reply until a command with the next sequence number comes, and repeats it if
 the same one comes again (OSDP 2.2, clause 5.9). So the next command is the acknowledgement, and it is
-sent only when the events of the reply are safe. Until then the old command goes out once a second:
+sent only when the events of the reply are safe. Until then the old command goes out every few seconds:
 the reader repeats its reply, knows that the panel lives, and keeps what else it has to say.
 """
 
@@ -33,7 +33,10 @@ _LONGEST_PAUSE = 1.0
 """Seconds between attempts to begin a session: so that it is back within 2 s of its return."""
 _LONGEST_PAUSE_REFUSED = 5.0
 _BUSY_PAUSE = 0.05
-_HOLD = 1.0
+_HOLD = 2.5
+"""Seconds between two repeats of a command that must not be followed by the next one yet. A reader ends
+a session after eight; and some end it at a repeat, so none goes out in the time of a slow commit."""
+_STORE_PAUSE = 1.0
 _STATUS_EVERY = 30.0
 _SEEN_EVERY = 10.0
 _REPEAT = 10.0
@@ -76,6 +79,7 @@ class Session:
         self._channel: Channel | None = None
         self._packet = b""
         self._sent = 0
+        self._answer: Frame | None = None
 
     async def ask(self, command: int, data: bytes = b"", *, patience: float | None = None) -> Reply:
         """The reply to a command. The same command goes out until it is answered, so nothing is lost
@@ -99,6 +103,8 @@ class Session:
             raise Refused("secure_channel", f"it opens no secure channel with its own key: {said}")
         if not isinstance(said, codec.Crypt):
             raise Restart("it answered the challenge with something else")
+        if not default and self._answer and self._answer.block == (Block.CRYPT, b"\0"):
+            raise Refused("default_key", "it still has the default key: give it its own in install mode")
         if said.cryptogram != channel.client_cryptogram(said.random):
             raise Refused("wrong_key", "it has another key than the one in the site's secret")
         cryptogram = channel.server_cryptogram(said.random)
@@ -110,9 +116,10 @@ class Session:
         self._channel = channel
 
     async def again(self) -> bool:
-        """Send the last command once more, which acknowledges nothing; whether it was answered."""
+        """Send the last command once more, which acknowledges nothing; whether the same reply came."""
         patience = self._device.reply_timeout
-        return await self._line.ask(self._packet, self._device.address, self._sent, patience) is not None
+        frame = await self._line.ask(self._packet, self._device.address, self._sent, patience)
+        return frame is not None and frame == self._answer
 
     async def _deliver(
         self, command: int, data: bytes, block: tuple[int, bytes] | None, patience: float | None = None
@@ -155,6 +162,7 @@ class Session:
                         raise Restart(str(error)) from None
                     reply = codec.Busy()
                 if not isinstance(reply, codec.Busy):
+                    self._answer = frame
                     return reply
                 await asyncio.sleep(_BUSY_PAUSE)
             if loop.time() >= deadline:
@@ -338,7 +346,7 @@ class Panel:
             if last is not None and self._is_repeat(last, reply):
                 log.info("a reply came again and was not taken again", extra={"device": self._id})
                 return True
-            result.memory[self._open] = f"{self._digest(reply)}@{time.time():.0f}"
+            result.memory[self._open] = f"{self._digest(reply)}@{time.time():.3f}"
         if result.reports:
             for report in result.reports:
                 report.running = f"{_boot}.{next(_replies)}"  # a reply has no number or time of its own
@@ -358,25 +366,30 @@ class Panel:
         """Whether this was taken before, and then we were killed before it was acknowledged: some
         readers say it again in the next session."""
         digest, _, at = last.partition("@")
-        return digest == self._digest(reply) and 0 <= time.time() - float(at) < _REPEAT
+        return digest == self._digest(reply) and abs(time.time() - float(at)) < _REPEAT
 
     async def _keep(self, session: Session, result: Result) -> None:
         """Return when the reports are safe. Meanwhile the reader is told that we live, and no more."""
-        while True:
-            saving = asyncio.ensure_future(self._emit(*result.reports, memory=result.memory))
-            while not (await asyncio.wait([saving], timeout=_HOLD))[0]:
-                await self._hold(session)
-            try:
-                saving.result()
-                return
-            except StoreFull:
-                self._rejected("store_full", "its report waits in the reader, which is not acknowledged")
-            except Exception:
-                log.exception("a report cannot be stored; it waits in the reader", extra={"device": self._id})
-            await self._hold(session)
-            await asyncio.sleep(_HOLD)
+        holding = asyncio.create_task(self._hold(session))
+        try:
+            while True:
+                try:
+                    # What was handed over is stored even if we are to stop now.
+                    await asyncio.shield(self._emit(*result.reports, memory=result.memory))
+                    return
+                except StoreFull:
+                    self._rejected("store_full", "its report waits in the reader, which is not acknowledged")
+                except Exception:
+                    log.exception(
+                        "a report cannot be stored; it waits in the reader", extra={"device": self._id}
+                    )
+                await asyncio.sleep(_STORE_PAUSE)
+        finally:
+            holding.cancel()
 
     async def _hold(self, session: Session) -> None:
-        with contextlib.suppress(LineDown):
-            if await session.again():
-                self._heard()
+        while True:
+            await asyncio.sleep(_HOLD)
+            with contextlib.suppress(LineDown):
+                if await session.again():
+                    self._heard()

@@ -269,6 +269,7 @@ class Simulator:
             data = self._trusted(frame)
         except Malformed as error:
             self._forget_session()
+            self._sequence = frame.sequence
             return self._refuse(frame, Refusal.SECURITY_NEEDED, str(error))
         if self._unacknowledged is not None:
             if not self._unacknowledged.taken.done():
@@ -281,6 +282,8 @@ class Simulator:
 
     def _trusted(self, frame: Frame) -> bytes:
         """The command's data. Raises `Malformed` for what must not be obeyed."""
+        if frame.code == Command.CHLNG and frame.block and frame.block[0] == Block.CHALLENGE:
+            self._secure = False  # the handshake may begin anew within a session
         if self._secure:
             assert self._channel is not None
             if not frame.secured:
@@ -327,7 +330,7 @@ class Simulator:
             case Command.RSTAT:
                 return self._reply(frame, Code.RSTATR, self._levels[Code.RSTATR])
             case Command.CHLNG if frame.block and frame.block[0] == Block.CHALLENGE and len(data) == 8:
-                return self._challenged(frame, frame.block[1], data)
+                return self._challenged(frame, data)
             case Command.SCRYPT if frame.block and frame.block[0] == Block.SERVER and self._channel:
                 if data != self._server_cryptogram:
                     return self._refuse(frame, Refusal.SECURITY_BLOCK, "a wrong server cryptogram")
@@ -341,14 +344,15 @@ class Simulator:
                 self.faults.append(f"command {frame.code:02X}, which it does not know here")
                 return self._reply(frame, Code.NAK, bytes((Refusal.UNKNOWN,)))
 
-    def _challenged(self, frame: Frame, which: bytes, random: bytes) -> bytes:
-        if self._key is None or which != (b"\0" if self._factory else b"\1"):
-            return self._refuse(frame, Refusal.SECURITY_BLOCK, "a challenge for a key that it does not have")
+    def _challenged(self, frame: Frame, random: bytes) -> bytes:
+        """It answers with the key that it has, and says which, whatever the panel asked for."""
+        if self._key is None:
+            return self._refuse(frame, Refusal.SECURITY_BLOCK, "a challenge, and it has no secure channel")
         self._channel = Channel(DEFAULT_KEY if self._factory else self._key, random)
         own = secrets.token_bytes(8)
         self._server_cryptogram = self._channel.server_cryptogram(own)
         said = self.uid + own + self._channel.client_cryptogram(own)
-        return self._reply(frame, Code.CCRYPT, said, (Block.CRYPT, which))
+        return self._reply(frame, Code.CCRYPT, said, (Block.CRYPT, b"\0" if self._factory else b"\1"))
 
     def _reply(
         self, frame: Frame, code: int, data: bytes = b"", block: tuple[int, bytes] | None = None

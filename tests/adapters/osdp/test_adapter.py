@@ -253,7 +253,7 @@ async def test_the_default_key_and_a_short_card_key_are_refused() -> None:
 async def test_install_mode_is_off_by_default() -> None:
     async with reader(factory=True) as (house, simulator), running(house):
         await until(lambda: house.refused)
-        assert house.refused[0] == "secure_channel"
+        assert house.refused[0] == "default_key"
         assert simulator.factory
         assert not simulator.secure
     assert house.alive == []
