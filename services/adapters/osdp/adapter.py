@@ -136,8 +136,7 @@ class Adapter(shared.adapter.Adapter):
 
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])
 
 
 # ── tocsin check --online ────────────────────────────────────────────────────────────────────────
@@ -185,7 +184,9 @@ async def _try(device: Device, line: Line, key: bytes | None) -> str | None:
         capabilities = await session.ask(Command.CAP, b"\0", patience=_PROBE_PATIENCE)
         if key is not None:
             return await _try_key(session, line, device, key, capabilities)
-        await session.ask(Command.POLL, patience=_PROBE_PATIENCE)
+        answer = await session.ask(Command.POLL, patience=_PROBE_PATIENCE)
+        if isinstance(answer, codec.Nak):
+            return f"{where}: {answer}"
     except (Silent, Restart) as error:
         return f"{where}: {error}"
     return None

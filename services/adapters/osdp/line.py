@@ -67,7 +67,10 @@ class _Tcp(_Wire):
 
     def write(self, data: bytes) -> None:
         assert self._transport is not None
-        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > _LARGEST_CHUNK:
+            self._transport.abort()  # nobody takes what we say
+        else:
+            self._transport.write(data)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -269,7 +272,7 @@ def _explain(error: OSError | TimeoutError, name: str) -> str:
         case ConnectionRefusedError():
             return f"nothing listens at {name}: look at the serial server's port and mode (TCP server, raw)"
         case BlockingIOError():
-            return f"{name} is in use by another program"
+            return f"{name} is in use by another program (the running adapter?)"
         case FileNotFoundError():
             return f"there is no serial port {name}: is the adapter plugged in, and given to this container?"
         case PermissionError():

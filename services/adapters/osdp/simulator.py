@@ -52,7 +52,7 @@ class Bus:
         self.damaged = 0
         """Frames that came with a wrong CRC or checksum."""
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
 
     async def __aenter__(self) -> Bus:
         self._server = await asyncio.start_server(self._serve, self.host, self.port)
@@ -64,7 +64,10 @@ class Bus:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        serving = [task for task in self._connections.values() if task is not None]
         self.cut()
+        if serving:
+            await asyncio.wait(serving)
 
     def cut(self) -> None:
         """Break all connections."""
@@ -72,7 +75,7 @@ class Bus:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
+        self._connections[writer] = asyncio.current_task()
         splitter = codec.Splitter()
         try:
             while data := await reader.read(4096):
@@ -87,7 +90,7 @@ class Bus:
         except ConnectionError:
             pass
         finally:
-            self._connections.discard(writer)
+            del self._connections[writer]
             writer.close()
 
 
