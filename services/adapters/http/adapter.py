@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from zoneinfo import ZoneInfo
 
 from services.adapters.http import codec
@@ -108,6 +109,15 @@ def _why(error: BaseException, device: Device) -> str:
 
 
 # ── One device ───────────────────────────────────────────────────────────────────────────────────
+
+
+_boot = f"{time.time_ns():x}"
+_deliveries = count()
+
+
+def _delivery() -> str:
+    """A name that nothing else that was fetched has or will have."""
+    return f"{_boot}.{next(_deliveries)}"
 
 
 class _Memory:
@@ -220,7 +230,7 @@ class _Link:
             if isinstance(error, Malformed):
                 self._context.rejected(
                     "unreadable",
-                    "an answer is not what the profile expects: is this the vendor's device, and of the version "
+                    "an answer is not what the profile expects: is this the vendor's device, and a version "
                     "that the profile is for?",
                     device=self._id,
                     what=str(error),
@@ -292,6 +302,9 @@ class _Link:
                 memory.changes |= result.memory
                 clock = result.clock or clock
                 for report in result.reports:
+                    if report.vendor_id is None and report.time is None:
+                        # Two states or messages without a time or an id are two events.
+                        report.running += f"/{_delivery()}"
                     report.replayed = report.replayed or self._is_old(report, batch, absent, received, clock)
                 reports += result.reports
             # The place moves with the last of what lies before it.

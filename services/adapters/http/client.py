@@ -93,8 +93,8 @@ def tls_context(device: Device, secret: Secret) -> ssl.SSLContext:
                 context.load_cert_chain(path)
             except (ssl.SSLError, OSError):
                 raise ValueError(
-                    "the client certificate cannot be used: its secret must hold the certificate and, here or "
-                    "in certificate_key, its unencrypted key, both PEM"
+                    "the client certificate cannot be used: its secret must hold the certificate, and it or "
+                    "certificate_key its unencrypted key, both PEM"
                 ) from None
     return context
 

@@ -26,7 +26,7 @@ _MOST_ITEMS = 10_000
 _MOST_AT_ONCE = 256
 _LONGEST_CURSOR = 4096
 _FIELD = re.compile(r"\{([a-z_]+(?:\.[A-Za-z0-9_]+)?)\}")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Malformed(ValueError):
@@ -100,7 +100,8 @@ def local_link(link: str, base: str) -> str:
         parts = urlsplit(link)
     except ValueError:
         raise Malformed("a link is no address") from None
-    if parts.scheme not in ("", "http", "https") or not parts.path.startswith("/"):
+    named = parts.scheme in ("http", "https") and parts.netloc
+    if not (named or (not parts.scheme and not parts.netloc)) or not parts.path.startswith("/"):
         raise Malformed("a link is no address of the device")
     path = parts.path.removeprefix(urlsplit(base).path.rstrip("/"))
     if not path.startswith("/") or path.startswith("//"):
@@ -133,7 +134,7 @@ Getter = Callable[[Any], Any]
 def getter(expression: str) -> Getter:
     """What an expression finds in a tree."""
     compiled = compile_expression(expression)
-    return lambda tree: compiled(Env(tree, {}, False, _EPOCH))
+    return lambda tree: compiled(Env(tree, {}, False, EPOCH))
 
 
 def condition(spec: dict[str, Any] | None) -> Callable[[Any], bool]:
@@ -141,7 +142,7 @@ def condition(spec: dict[str, Any] | None) -> Callable[[Any], bool]:
     if spec is None:
         return lambda tree: False
     compiled = compile_condition(spec)
-    return lambda tree: compiled(Env(tree, {}, False, _EPOCH))
+    return lambda tree: compiled(Env(tree, {}, False, EPOCH))
 
 
 def key_of(expressions: Sequence[str]) -> Callable[[Any], str]:
@@ -151,7 +152,7 @@ def key_of(expressions: Sequence[str]) -> Callable[[Any], str]:
     def key(item: Any) -> str:
         if not parts:
             return digest(item)
-        env = Env(item, {}, False, _EPOCH)
+        env = Env(item, {}, False, EPOCH)
         return digest([as_text(part(env)) for part in parts])
 
     return key
@@ -171,7 +172,7 @@ def time_of(spec: Time) -> Callable[[Any], datetime | None]:
     compiled = compile_time(spec)
 
     def read(item: Any) -> datetime | None:
-        said = compiled(Env(item, {}, False, _EPOCH), UTC)
+        said = compiled(Env(item, {}, False, EPOCH), UTC)
         try:
             return said.astimezone(UTC) if said is not None else None
         except OverflowError:

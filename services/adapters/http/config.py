@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
 
@@ -423,8 +424,8 @@ class Device(site.Device):
     @property
     def in_clear(self) -> bool:
         """Whether others may read along."""
-        host = re.sub(r"^http://|[:/][^\]]*$", "", self.url) if self.url.startswith("http://") else None
-        return host is not None and not is_loopback(host)
+        parts = urlsplit(self.url)
+        return parts.scheme == "http" and not is_loopback(parts.hostname or "")
 
     @model_validator(mode="after")
     def _whole(self) -> Device:

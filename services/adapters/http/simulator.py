@@ -225,6 +225,8 @@ class Simulator:
                     if isinstance(event, Frame) and event.opcode is Opcode.PONG:
                         line.ponged(bytes(event.data))
                 line.flush()
+                if line.protocol.close_expected():
+                    return
         except ProtocolError:
             return
         finally:
@@ -457,7 +459,7 @@ class _Gallagher(_Face):
             "time": iso(datetime.now(UTC)),
             "message": marker,
             "priority": 3,
-            "source": {"id": source.get("source", "340"), "name": source.get("name", sensor)},
+            "source": {"id": source.get("source", "340"), "name": source.get("source_name", sensor)},
             "eventType": {"id": str(20_000 + list(self.NAMES).index(kind)), "name": self.NAMES[kind]},
             "type": {"id": str(20_000 + list(self.NAMES).index(kind)), "name": self.NAMES[kind]},
             "division": {"id": "2", "name": "Root division"},

@@ -110,9 +110,12 @@ class Polling(Way):
                 yield batch
                 place = batch.place
             catching_up = self.device.begin == "start"
+        # The first answer says that the device is there, so it does not wait for an event.
+        wait = min(self.poll.wait, _WAITED)
         while True:
             asked = time.monotonic()
-            batch, more = await self.page(place)
+            batch, more = await self.page(place, wait)
+            wait = self.poll.wait
             if self.poll.wait and time.monotonic() - asked > _WAITED:
                 catching_up = False
             batch.catching_up = catching_up
@@ -144,6 +147,8 @@ class Polling(Way):
     async def first(self) -> AsyncGenerator[Batch, None]:
         """When the log is seen for the very first time: where its end is; nothing, if all of it counts."""
         if self.device.begin == "start":
+            if self.pages.timeline is not None:
+                yield Batch((), Place(None, codec.EPOCH))
             return
         if self.pages.timeline is not None:
             start = Place(None, now())
@@ -153,7 +158,7 @@ class Polling(Way):
             yield Batch((), self.pages.timeline.after(items, Place(None, at)), answer.clock)
             return
         if self.poll.begin is not None:
-            answer = await self._ask(None, {**self.poll.query, **self.poll.begin})
+            answer = await self._ask(None, {**self.poll.query, **self.poll.begin}, wait=1)
             batch, _ = self._batch(answer, None)
             batch.skip = True
             yield batch
@@ -168,13 +173,13 @@ class Polling(Way):
                 return
         raise Failed("its log has no end")
 
-    async def page(self, place: Place | None) -> tuple[Batch, bool]:
+    async def page(self, place: Place | None, wait: float = 0.0) -> tuple[Batch, bool]:
         """What follows a place, and whether there is more at once."""
         if self.poll.paged:
             return await self._all_pages(place), False
         answer: Answer | None = None
         try:
-            answer = await self._ask(place, self.poll.query)
+            answer = await self._ask(place, self.poll.query, wait=int(wait))
         except Status as error:
             if place is None or error.status not in self.poll.gone.status:
                 raise
@@ -236,7 +241,7 @@ class Polling(Way):
         else:
             target = codec.target(poll.path, query, fields)
         body = codec.fill_tree(poll.body, fields) if poll.body is not None else None
-        return await self.client.ask(poll.method, target, body=body, wait=poll.wait)
+        return await self.client.ask(poll.method, target, body=body, wait=fields["wait"])
 
     async def _find(self, find: Find) -> str:
         if self._link is None:
