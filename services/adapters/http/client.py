@@ -390,6 +390,8 @@ def in_plain_words(error: BaseException, device: Device) -> str:
             return f"{where} does not answer in time: check the address, and firewalls on the way"
         if isinstance(cause, OSError) and cause.errno is not None and "unreachable" in str(cause).lower():
             return f"there is no way to {where}: check the address and the routes"
+    if isinstance(error, httpx.RemoteProtocolError) and device.url.startswith("https:"):
+        return f"{where} hangs up ({error}): does it want a client certificate, or another one?"
     if isinstance(error, httpx.RemoteProtocolError):
         return f"{where} does not speak HTTP as it should ({error}): http and https mixed up?"
     return f"{where} cannot be reached ({error or type(error).__name__})"

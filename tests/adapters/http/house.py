@@ -33,7 +33,7 @@ LOGS = [name for name in PROFILES if name != "wut-webio"]
 """Profiles whose devices have a log."""
 
 
-def device(profile: str, port: int, **more: Any) -> Device:
+def device(profile: str, port: int, /, **more: Any) -> Device:
     said = {"adapter": "http", "profile": profile, "url": f"http://127.0.0.1:{port}", "interval": "0.05s"}
     return Device.model_validate({**said, **PROFILES[profile], **more})
 

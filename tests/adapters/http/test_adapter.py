@@ -424,7 +424,15 @@ async def test_bad_events_between_good_ones() -> None:
     deep: Any = {}
     for _ in range(200):
         deep = {"a": deep}
-    bad = [5, None, "x", [], {"kind": {}}, {"sensor": deep, "details": deep}, {"time": "never", "kind": []}]
+    bad: list[Any] = [
+        5,
+        None,
+        "x",
+        [],
+        {"kind": {}},
+        {"sensor": deep, "details": deep},
+        {"time": "never", "kind": []},
+    ]
     async with _generic(
         {"events": [good[0], *bad, good[1], *bad, good[2]], "cursor": "1"}
     ).serve() as scripted:

@@ -66,6 +66,9 @@ class Gateway:
         async with gateway.running(host):
             yield
 
+    async def published(self, events: int) -> None:
+        await gateway.until(lambda: len(self.events) >= events)
+
     @property
     def events(self) -> list[dict[str, Any]]:
         """What was published, each id once."""
@@ -83,7 +86,7 @@ async def test_events_over_restarts(tmp_path: Path, profile: str) -> None:
                 count = len(world.events)
                 # Perhaps it happens before the gateway is back: then it stands in the log.
                 await asyncio.wait_for(simulator.send("door", Kind.ACCESS_ENTRY_DENIED, marker), 10)
-                await gateway.until(lambda count=count: len(world.events) > count)
+                await world.published(count + 1)
     events = sorted(world.events, key=lambda event: event["sequence"])
     assert [marker in str(event) for marker, event in zip(("m-1", "m-2", "m-3"), events, strict=True)] == [
         True
