@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from hashlib import sha256
 from hmac import compare_digest
 from http.cookies import CookieError, SimpleCookie
@@ -79,6 +80,8 @@ def tls_context(device: Device, secret: Secret) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
         # Python's own hook: no byte of ours is sent before the handshake has succeeded.
         context.sslobject_class = _pinned(device.fingerprint)
+    elif device.ca_file is None and device.credentials.certificate is None:
+        return _trusting_the_system()
     else:
         try:
             context = ssl.create_default_context(cafile=device.ca_file)
@@ -97,6 +100,12 @@ def tls_context(device: Device, secret: Secret) -> ssl.SSLContext:
                     "certificate_key its unencrypted key, both PEM"
                 ) from None
     return context
+
+
+@cache
+def _trusting_the_system() -> ssl.SSLContext:
+    """One for all: the system's many CAs take memory."""
+    return ssl.create_default_context()
 
 
 def _pinned(fingerprint: str) -> type[ssl.SSLObject]:

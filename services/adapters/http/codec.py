@@ -6,6 +6,7 @@ Pure: no I/O, no clock.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, unquote_plus, urlencode, urlsplit
 
-import orjson
-
 from services.adapters.http.config import Cursor, Log, Poll, Wrap
-from shared.dialect import Time, Unreadable, as_text
+from shared.dialect import Time, Unreadable, as_text, parse
 from shared.dialect.expressions import Env, compile_condition, compile_expression
 from shared.dialect.profile import TimeSpec
 from shared.dialect.rules import compile_time
@@ -160,8 +159,8 @@ def key_of(expressions: Sequence[str]) -> Callable[[Any], str]:
 
 def digest(value: Any) -> str:
     try:
-        data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except (TypeError, orjson.JSONEncodeError):  # too deep, or a number that JSON does not have
+        data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError):  # too deep
         data = repr(value).encode("utf-8", "backslashreplace")
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
@@ -184,9 +183,9 @@ def time_of(spec: Time) -> Callable[[Any], datetime | None]:
 def tree_of(body: bytes) -> Any:
     """The JSON of an answer. Raises `Malformed`."""
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Malformed(f"line {error.lineno} column {error.colno}: not JSON") from None
+        return parse(body, "json")
+    except Unreadable as error:
+        raise Malformed(str(error)) from None
 
 
 def list_of(found: Any) -> list[Any]:
@@ -241,7 +240,7 @@ class Place:
 
     def text(self) -> str:
         since = self.since.isoformat() if self.since else None
-        return orjson.dumps([self.cursor, since, sorted(self.keys)]).decode()
+        return json.dumps([self.cursor, since, sorted(self.keys)])
 
     @classmethod
     def of(cls, text: str | None) -> Place | None:
@@ -249,11 +248,11 @@ class Place:
         if not text:
             return None
         try:
-            cursor, since, keys = orjson.loads(text)
+            cursor, since, keys = json.loads(text)
             at = datetime.fromisoformat(since).astimezone(UTC) if since else None
             if (cursor is None or isinstance(cursor, str)) and (cursor is not None or at is not None):
                 return cls(cursor, at, frozenset(map(str, keys)))
-        except (orjson.JSONDecodeError, ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             pass
         return None
 
@@ -359,11 +358,3 @@ class Channel:
         self.key = key_of(log.key)
         self.fails = condition(log.fails)
         self.error = getter(log.error)
-
-
-def text_message(data: bytes | str) -> Any:
-    """The JSON of a WebSocket's message. Raises `Unreadable`."""
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise Unreadable(f"line {error.lineno} column {error.colno}", "not JSON") from None

@@ -19,7 +19,7 @@ from services.adapters.http import codec
 from services.adapters.http.client import LARGEST, Answer, Client, Failed, Refused, Status, now
 from services.adapters.http.codec import Channel, Malformed, Pages, Place
 from services.adapters.http.config import Device, Find, Key, Log, Login, Poll, Socket
-from shared.dialect import Unreadable, as_text
+from shared.dialect import Unreadable, as_text, parse
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -424,7 +424,7 @@ class Listening(Way):
             self._listening = False
         self.heard()
         try:
-            return [codec.text_message(said)]
+            return [parse(said.encode() if isinstance(said, str) else said, "json")]
         except Unreadable as error:
             self.tell("unreadable", f"a message of the WebSocket cannot be read: {error}")
             return []
