@@ -99,8 +99,8 @@ class Listener:
         refused: Callable[[str, str], None] | None = None,
         abandon: bool = False,
     ) -> None:
-        """`refused` is told the reason and the peer's address of what is refused unread. `abandon`: what is at
-        work for somebody who hangs up is cancelled."""
+        """`refused` is told the reason and the peer's address of what is refused unread. `abandon`: what is
+        at work for somebody who hangs up is cancelled."""
         self._handle = handle
         self._abandon = abandon
         self._max = max_connections

@@ -14,21 +14,23 @@ import hashlib
 import hmac
 import re
 import secrets
+import socket
 import ssl
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 from xml.sax.saxutils import escape, quoteattr
 
 import httpx
 from pydantic import SecretStr
 
-from services.adapters.onvif import soap
+from services.adapters.onvif import discovery, soap
 from services.adapters.onvif.config import PATH, Device, Sensor
 from services.adapters.onvif.listener import Answer, Listener, Request
 from services.adapters.onvif.soap import Node
@@ -259,7 +261,8 @@ class Simulator:
 
     `storage`: whether it keeps its notifications (PersistentNotificationStorage), as access controllers do.
     Without, what is given out and lost on its way is lost. `authentication` is what it accepts, `clock_error`
-    how wrong its clock is, `longest` how long a subscription may live.
+    how wrong its clock is, `longest` how long a subscription may live. `by_reference`: a reference parameter
+    and not the address tells subscriptions apart, as with Axis.
     """
 
     KINDS: frozenset[Kind] = frozenset(
@@ -280,6 +283,7 @@ class Simulator:
         authentication: Literal["both", "digest", "token"] = "both",
         clock_error: timedelta = timedelta(0),
         longest: float = 3600.0,
+        by_reference: bool = False,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.device_id = device_id
@@ -291,6 +295,7 @@ class Simulator:
         self._storage = storage
         self._authentication = authentication
         self._longest = longest
+        self._by_reference = by_reference
         self._tls = tls
         login = device.credentials
         self._login = (login.username, secret(login.password).get_secret_value()) if login else None
@@ -656,12 +661,16 @@ class Simulator:
         prefix = "e" if consumer is None else "n"
         if consumer is not None:
             made.pushing = asyncio.get_running_loop().create_task(self._push(made, consumer))
-        # A reference parameter tells the subscriptions apart, as with Axis.
+        where, parameters = f"{self.url}{PULL_PATH}{made.id}", ""
+        if self._by_reference:
+            where = f"{self.url}{PULL_PATH}"
+            parameters = (
+                '<a:ReferenceParameters><ax:SubscriptionId xmlns:ax="http://www.axis.com/2009/event">'
+                f"{made.id}</ax:SubscriptionId></a:ReferenceParameters>"
+            )
         return _soap(
             f"<{prefix}:{said.name}Response><{prefix}:SubscriptionReference>"
-            f"<a:Address>{self.url}{PULL_PATH}</a:Address><a:ReferenceParameters>"
-            f'<ax:SubscriptionId xmlns:ax="http://www.axis.com/2009/event">{made.id}</ax:SubscriptionId>'
-            f"</a:ReferenceParameters></{prefix}:SubscriptionReference>"
+            f"<a:Address>{where}</a:Address>{parameters}</{prefix}:SubscriptionReference>"
             f"<n:CurrentTime>{now}</n:CurrentTime><n:TerminationTime>{end}</n:TerminationTime>"
             f"</{prefix}:{said.name}Response>"
         )
@@ -674,13 +683,16 @@ class Simulator:
         ]
 
     async def _manage(self, said: Node, header: Node | None, path: str) -> Answer:
-        """An operation on a subscription, which the reference parameter names."""
-        named = header.find("SubscriptionId") if header else None
+        """An operation on a subscription."""
         if header is None or urlsplit(header.get("To")).path != path:
             raise _Fault(400, "Sender", ("wsa:MessageAddressingHeaderRequired",), "To is required")
-        if named is None or named.attributes.get("IsReferenceParameter") != "true":
-            raise _UNKNOWN
-        found = self._subscriptions.get(named.text)
+        id_ = path.removeprefix(PULL_PATH)
+        if self._by_reference:
+            named = header.find("SubscriptionId")
+            if named is None or named.attributes.get("IsReferenceParameter") != "true":
+                raise _UNKNOWN
+            id_ = named.text
+        found = self._subscriptions.get(id_)
         if found is None or not self._alive(found):
             raise _UNKNOWN
         match said.name:
@@ -774,3 +786,69 @@ class Simulator:
                 await asyncio.sleep(0.2)
         finally:
             await transport.aclose()
+
+
+class Responder(asyncio.DatagramProtocol):
+    """Answers WS-Discovery probes for a device at `url`, as a device does."""
+
+    def __init__(self, url: str, scopes: Iterable[str] = ()) -> None:
+        self._url = url
+        self._scopes = " ".join(f"onvif://www.onvif.org/{scope}" for scope in scopes)
+        self._endpoint = f"urn:uuid:{uuid.uuid4()}"
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        assert self._transport is not None
+        try:
+            root = soap.parse(data)
+            asked = soap.body(root)
+        except (soap.Unreadable, soap.Fault):
+            return
+        header = root.find("Header")
+        kind = asked.get("Types").rpartition(":")[2]
+        if (
+            header is None
+            or asked.name != "Probe"
+            or asked.space != discovery.DISCOVERY
+            or header.get("Action") != f"{discovery.DISCOVERY}/Probe"
+            or kind not in ("NetworkVideoTransmitter", "Device", "")
+        ):
+            return
+        self._transport.sendto(
+            (
+                f'<?xml version="1.0" encoding="UTF-8"?><s:Envelope xmlns:s="{soap.ENVELOPE}" '
+                f'xmlns:a="{discovery.ADDRESSING}" xmlns:w="{discovery.DISCOVERY}" '
+                f'xmlns:dn="{discovery.NETWORK}" xmlns:d="{soap.DEVICE}">'
+                f"<s:Header><a:MessageID>urn:uuid:{uuid.uuid4()}</a:MessageID>"
+                f"<a:RelatesTo>{escape(header.get('MessageID'))}</a:RelatesTo>"
+                f"<a:To>{discovery.ADDRESSING}/role/anonymous</a:To>"
+                f"<a:Action>{discovery.DISCOVERY}/ProbeMatches</a:Action></s:Header>"
+                "<s:Body><w:ProbeMatches><w:ProbeMatch>"
+                f"<a:EndpointReference><a:Address>{self._endpoint}</a:Address></a:EndpointReference>"
+                "<w:Types>dn:NetworkVideoTransmitter d:Device</w:Types>"
+                f"<w:Scopes>{escape(self._scopes)}</w:Scopes><w:XAddrs>{escape(self._url)}{PATH}</w:XAddrs>"
+                "<w:MetadataVersion>1</w:MetadataVersion></w:ProbeMatch></w:ProbeMatches></s:Body></s:Envelope>"
+            ).encode(),
+            addr,
+        )
+
+    @classmethod
+    async def listen(
+        cls, url: str, scopes: Iterable[str] = (), *, host: str, port: int, group: str | None = None
+    ) -> tuple[asyncio.DatagramTransport, int]:
+        """Listen at an address, or with a `group` for multicast on the interface that has it. Returns the
+        transport, to be closed, and the port."""
+        own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.setblocking(False)
+        own.bind((group or host, port))
+        if group is not None:
+            membership = socket.inet_aton(group) + socket.inet_aton(host)
+            own.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+            own.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(host))
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(lambda: cls(url, scopes), sock=own)
+        return transport, int(own.getsockname()[1])

@@ -52,7 +52,8 @@ def simulator(context: FakeContext, **more: Any) -> Simulator:
 @asynccontextmanager
 async def both(*, storage: bool = False, **more: Any) -> AsyncIterator[tuple[FakeContext, Simulator]]:
     """Device and adapter, subscribed. What is not the simulator's is the device's."""
-    own = {key: more.pop(key) for key in ("authentication", "clock_error", "longest") if key in more}
+    names = ("authentication", "clock_error", "longest", "by_reference")
+    own = {key: more.pop(key) for key in names if key in more}
     if "site_authentication" in more:
         more["authentication"] = more.pop("site_authentication")
     context = world(free_port(), **more)
