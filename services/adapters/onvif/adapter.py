@@ -194,7 +194,7 @@ def explain(error: BaseException, device: Device) -> str:
         case TimeoutError():
             return f"{where} does not answer: unreachable, or a firewall swallows it"
         case FileNotFoundError():
-            return f"there is no file {cause.filename}"
+            return f"there is no file {device.ca_file}"
     match error:
         case Refused():
             hint = (
