@@ -1,1 +1,1 @@
-"""Receives events from onvif devices."""
+"""Receives events from ONVIF devices."""

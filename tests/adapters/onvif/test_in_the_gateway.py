@@ -112,7 +112,7 @@ async def test_each_event_once_over_restarts(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05 * round_)
             async with gateway.running(site.host()):
                 await asyncio.gather(*sending)
-                await gateway.until(lambda expected=20 * (round_ + 1): len(site.markers) >= expected)
+                await until_so_many(site, 20 * (round_ + 1))
     assert sorted(site.markers) == sorted(f"{round_} {number}" for round_ in range(3) for number in range(20))
 
 
@@ -124,3 +124,7 @@ async def test_a_device_with_a_wrong_clock_is_told_of_and_its_time_not_believed(
     by_kind = {event["data"]["kind"]: event["data"] for event in site.events.values()}
     assert by_kind["water.leak"]["time_source"] == "gateway"
     assert float(by_kind["device.clock_wrong"]["details"]["offset_seconds"]) > 7000
+
+
+async def until_so_many(site: Gateway, events: int) -> None:
+    await gateway.until(lambda: len(site.markers) >= events)

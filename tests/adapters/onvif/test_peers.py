@@ -186,7 +186,7 @@ async def test_a_pull_point_as_the_wsdl_says() -> None:
         service = manager.get_service()
         sending = asyncio.create_task(camera.send("door", Kind.ACCESS_ENTRY_DENIED, "no"))
         await asyncio.sleep(0)
-        found = []
+        found: list[str] = []
         while not any("Denied" in topic for topic in found):
             answer = await service.PullMessages({"Timeout": timedelta(seconds=5), "MessageLimit": 100})
             found += [one.Topic._value_1 for one in answer.NotificationMessage]
