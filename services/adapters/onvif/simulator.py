@@ -19,6 +19,7 @@ import ssl
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
@@ -60,6 +61,10 @@ _SPACES = {
     "Renew": soap.NOTIFICATION,
     "Unsubscribe": soap.NOTIFICATION,
 }
+
+
+_asked_at: ContextVar[str | None] = ContextVar("_asked_at", default=None)
+"""Host and port by which the present request reached the device, perhaps through a proxy."""
 
 
 # ── What sensors can say ─────────────────────────────────────────────────────────────────────────
@@ -340,7 +345,8 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        return f"http{'s' if self._tls else ''}://{self._host}:{self.port}"
+        """Its address, as who asks knows it."""
+        return f"http{'s' if self._tls else ''}://{_asked_at.get() or f'{self._host}:{self.port}'}"
 
     def now(self) -> datetime:
         """Its clock, which never says the same twice."""
@@ -411,6 +417,7 @@ class Simulator:
     # ── HTTP and SOAP ────────────────────────────────────────────────────────────────────────────
 
     async def _handle(self, request: Request) -> Answer:
+        _asked_at.set(request.headers.get("host"))
         if request.method != "POST" or not request.path.startswith("/onvif/"):
             return Answer(404)
         if not request.headers.get("content-type", "").startswith("application/soap+xml"):
