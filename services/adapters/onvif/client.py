@@ -144,8 +144,13 @@ class Client:
         await self._transport.aclose()
 
     def address(self, told: str) -> str:
-        """An address that the device told, at the host of the site file."""
-        own, other = urlsplit(self._door.service), urlsplit(told)
+        """An address that the device told, at the host of the site file. Raises `Unreadable`."""
+        own = urlsplit(self._door.service)
+        try:
+            other = urlsplit(told)
+            other.port  # noqa: B018  raises ValueError for a bad one
+        except ValueError:
+            raise Unreadable("an address that it told is none") from None
         same = other.hostname == own.hostname and other.scheme == own.scheme
         netloc = other.netloc.rpartition("@")[2] if same else own.netloc
         return urlunsplit((own.scheme, netloc, other.path or "/", other.query, ""))

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from services.adapters.onvif import soap
 from services.adapters.onvif.config import PATH
@@ -69,17 +69,25 @@ def matches(document: bytes, message_ids: Iterable[str]) -> list[Node]:
     return list(said.all("ProbeMatch"))
 
 
+def _url(text: str) -> SplitResult:
+    """A URL; an empty one for what is none."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return urlsplit("")
+
+
 def found(match: Node, sender: str) -> Found | None:
     """What a device says of itself; None if it names no address."""
-    addresses = [one for one in match.get("XAddrs").split() if urlsplit(one).hostname]
+    addresses = [one for one in match.get("XAddrs").split() if _url(one).hostname]
     if not addresses:
         return None
     # A device with several networks names them all: the one by which it answered can be reached.
     address = next((one for one in addresses if urlsplit(one).hostname == sender), addresses[0])
     scopes: dict[str, list[str]] = {}
     for scope in match.get("Scopes").split():
-        path = urlsplit(scope).path.strip("/").split("/", 1)
-        if len(path) == 2 and urlsplit(scope).netloc == "www.onvif.org":
+        path = _url(scope).path.strip("/").split("/", 1)
+        if len(path) == 2 and _url(scope).netloc == "www.onvif.org":
             scopes.setdefault(path[0].lower(), []).append(unquote(path[1]))
     parts = urlsplit(address)
     url = f"{parts.scheme}://{parts.netloc}"
@@ -124,7 +132,7 @@ class _Asking(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         if len(self.found) >= _MOST:
             return
-        with contextlib.suppress(Unreadable, ValueError):
+        with contextlib.suppress(Unreadable):
             for match in matches(data, self.ids):
                 one = found(match, str(addr[0]))
                 if one is not None:

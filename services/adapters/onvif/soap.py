@@ -136,6 +136,12 @@ class Node:
         return f"<{self.name} xmlns={quoteattr(self.space)}{said}>{inside}</{self.name}>"
 
 
+def _local(name: str) -> str:
+    """The name without its prefix. What is left of `a:1` is no name of XML, and gets to be one."""
+    local = name.rpartition(":")[2]
+    return local if local[:1].isalpha() or local[:1] == "_" else f"_{local}"
+
+
 class _Builder:
     def __init__(self) -> None:
         self.parser = parser = expat.ParserCreate()
@@ -165,9 +171,8 @@ class _Builder:
             if key == "xmlns" or prefix == "xmlns":
                 spaces = {**spaces, local if prefix else "": value}
             else:
-                attributes[local] = value
-        prefix, _, local = name.rpartition(":")
-        node = Node(local, spaces.get(prefix, ""), attributes)
+                attributes[_local(key)] = value
+        node = Node(_local(name), spaces.get(name.rpartition(":")[0], ""), attributes)
         self.open[-1].children.append(node)
         self.open.append(node)
         self.texts.append([])

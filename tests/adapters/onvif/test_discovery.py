@@ -66,7 +66,7 @@ def test_of_several_addresses_the_one_that_answered_is_taken() -> None:
     found = discovery.found(match, "192.0.2.9")
     assert found is not None
     assert found.device["url"] == "http://192.0.2.9/onvif/other"
-    addresses.text = "nonsense"
+    addresses.text = "nonsense http://[::1"
     assert discovery.found(match, "192.0.2.9") is None
 
 

@@ -141,6 +141,14 @@ def test_reference_parameters_go_back_as_they_came() -> None:
     assert header.get("To") == made.address
 
 
+def test_names_that_are_none_without_their_prefix_are_written_as_names() -> None:
+    root = soap.parse(b'<a:1 b:-="x" c:="y"><d:/></a:1>')
+    again = soap.parse(root.xml().encode())
+    assert again.name == "_1"
+    assert again.attributes == {"_-": "x", "_": "y"}
+    assert again.children[0].name == "_"
+
+
 def test_a_fault_says_why() -> None:
     document = soap.envelope(
         "<s:Fault><s:Code><s:Value>s:Sender</s:Value><s:Subcode><s:Value>ter:NotAuthorized</s:Value></s:Subcode>"
@@ -164,6 +172,9 @@ def test_addresses_that_the_device_tells_are_asked_at_the_host_of_the_site_file(
         "": "http://192.0.2.1:8000/",
     }.items():
         assert asks.address(told) == asked
+    for told in ("http://[::1", "http://192.0.2.1:x/y", "http://192.0.2.1:99999/"):
+        with pytest.raises(soap.Unreadable):
+            asks.address(told)
 
 
 @pytest.mark.parametrize("seed", fuzz_codec.seeds(), ids=lambda seed: "")
