@@ -124,6 +124,24 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--count", type=int, default=1, help="how often (default: 1)")
     _settings(simulate, ("site", "secrets_dir"))
 
+    discover = commands.add_parser(
+        "discover",
+        help="find devices on the network",
+        description="Ask which devices of a protocol are on the network, and print how they could stand in "
+        "the site file. Nothing is changed, and no account is needed.",
+        epilog="Example: tocsin discover onvif --interface 192.0.2.5",
+    )
+    discover.add_argument("protocol", help="the protocol, such as onvif")
+    discover.add_argument(
+        "--seconds", type=float, default=4.0, metavar="N", help="how long to wait for answers (default: 4)"
+    )
+    discover.add_argument(
+        "--interface", metavar="ADDRESS", help="this machine's own address on the network to ask on"
+    )
+    discover.add_argument(
+        "--address", metavar="HOST[:PORT]", help="ask this device, or multicast group, only"
+    )
+
     demo = commands.add_parser(
         "demo",
         help="see everything work, on simulators",
@@ -181,6 +199,14 @@ def _dispatch(args: argparse.Namespace) -> int:
             from services import simulate  # noqa: PLC0415
 
             return asyncio.run(simulate.main(Settings.of(options), args))
+        case "discover":
+            from services import discover  # noqa: PLC0415
+
+            return asyncio.run(
+                discover.main(
+                    args.protocol, duration=args.seconds, address=args.address, interface=args.interface
+                )
+            )
         case "demo":
             from services import demo  # noqa: PLC0415
 
