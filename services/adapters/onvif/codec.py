@@ -245,7 +245,7 @@ class Profile(dialect.Profile):
         """What a vendor does not say is as the standard says."""
         if not isinstance(said, dict) or said.get("standard", True) is not True:
             return said
-        base = profile(STANDARD)
+        base = profile(STANDARD).profile
         whole = {name: getattr(base, name) for name in ("sensor", "time", "native", "details")} | said
         for name in ("sensors", "rules", "redact"):
             own, standard = said.get(name), getattr(base, name)
