@@ -290,9 +290,11 @@ async def test_the_bridge(tmp_path: Path, free_ports: tuple[int, int]) -> None:
         await centre.publish(HQ.event("smoke", "forged"), b"not taken in", qos=1)
         await centre.publish(HQ.command("vms-publisher", "replay"), b"all", qos=1)
         async with asyncio.timeout(15):
-            seen = [await anext(centre.messages) for _ in range(3)]
-            [command] = [await anext(site.messages)]
-    assert {str(message.topic) for message in seen} == {
+            seen: set[str] = set()
+            while len(seen) < 3:  # the status may come again with the bridge
+                seen |= {str((await anext(centre.messages)).topic)} - {HQ.service("correlator")}
+            command = await anext(site.messages)
+    assert seen == {
         HQ.event("smoke", "kitchen"),
         HQ.event("smoke", "forged"),
         HQ.command("vms-publisher", "replay"),
