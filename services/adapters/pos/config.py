@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 import shared.site
-from shared import yamltext
 from shared.events import Kind, Slug
 from shared.site import Duration, Model, did_you_mean, mistake
 
@@ -238,6 +237,8 @@ class Profile(Model):
 
 def _profile(name: str) -> Profile:
     """A profile by the name of one that comes along, or the path of a file that ends in .yaml."""
+    from shared import yamltext  # noqa: PLC0415  not in a service, which is given the profile
+
     known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
     if not name.endswith(".yaml") and name not in known:
         raise mistake(
