@@ -1,0 +1,1 @@
+"""Tills and cash registers: receipt text over TCP, UDP and serial lines."""
