@@ -37,6 +37,8 @@ class Report:
     kind: Kind
     time: datetime | None = None
     """When it happened by the device's clock, aware; None if the device did not say."""
+    received: datetime | None = None
+    """When the gateway heard of it, aware, if that was not just now."""
     vendor_id: str | None = None
     running: str = ""
     repeat_window: float | None = None

@@ -18,7 +18,6 @@ from types import MappingProxyType
 from typing import Any
 
 import orjson
-from prometheus_client import Counter
 
 from shared import metrics
 from shared.adapter import Adapter, Context, Report
@@ -136,7 +135,6 @@ class AdapterHost(Part):
         self._own: asyncio.Queue[tuple[Report, Mapping[str, str | None]]] = asyncio.Queue()
         self._change = asyncio.Event()
         self._received: dict[tuple[str, str], Any] = {}
-        self._counters: dict[str, Counter] = {}
         self._rejected_log: dict[tuple[str, str | None], tuple[float, int]] = {}
         self._look_up(runtime.site)
         runtime.on_change(self._on_change)
@@ -234,9 +232,7 @@ class AdapterHost(Part):
                 self._memory[key] = value
 
     def tell(self, name: str, help: str, **labels: str) -> Callable[[float], None]:
-        made = self._counters.get(name)
-        if made is None:
-            made = self._counters[name] = metrics.counter(name, help, *labels)
+        made = metrics.counter_of_a_room(name, help, *labels)
         return (made.labels(**labels) if labels else made).inc
 
     # ── reports to events ────────────────────────────────────────────────────────────────────────
@@ -267,6 +263,7 @@ class AdapterHost(Part):
         # A sensor that has just left the site file is one that no sensor claims.
         known = self._known.get(report.sensor or report.device) or self._known[report.device]
         watch = self._watches[report.device]
+        received = report.received or received
         at, own = believed_time(
             report.time,
             received,

@@ -305,6 +305,13 @@ async def test_an_absurd_time_is_taken_with_the_gateways(world: World) -> None:
         assert await here.emitted(report(time=said)) == []
 
 
+async def test_what_was_heard_earlier_has_the_time_of_its_hearing(world: World) -> None:
+    heard = utcnow() - timedelta(minutes=5)
+    async with house(world) as here:
+        [one] = await here.emitted(report(received=heard, running="1"))
+    assert (one.time, one.recordedtime, one.data.time_source) == (heard, heard, "gateway")
+
+
 async def test_a_wrong_clock_is_reported_once_and_its_time_not_used(world: World) -> None:
     async with house(world) as here:
         for _ in range(3):

@@ -211,18 +211,16 @@ class _Till:
         return [self._report(one) for one in said]
 
     def _report(self, said: Said) -> Report:
-        at = datetime.fromtimestamp(said.at, UTC)
-        if self.device.clock == "printed" and said.printed is not None:
-            at = said.printed
         transaction = said.native.get("transaction")
         return Report(
             device=self.id,
             sensor=said.sensor,
             kind=said.kind,
-            time=at,
+            time=said.printed if self.device.clock == "printed" else None,
+            received=datetime.fromtimestamp(said.at, UTC),
             vendor_id=said.identity,
             repeat_window=self.device.repeat_window if said.identity else None,
-            running=said.running,
+            running=f"{said.running}/{said.at}",
             replayed=said.copy,
             actor=_actor(said.cashier),
             labels=tuple(filter(None, (transaction, _COPY if said.copy else None))),

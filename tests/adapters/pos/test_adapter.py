@@ -43,8 +43,9 @@ async def test_a_receipt_as_it_is_reported() -> None:
         )
     (report,) = house.reports
     assert (str(report.kind), report.device, report.sensor) == ("pos.sale", "till0", "till-1")
-    assert report.time is not None
-    assert abs((report.time - datetime.now(UTC)).total_seconds()) < 30
+    assert report.time is None
+    assert report.received is not None
+    assert abs((report.received - datetime.now(UTC)).total_seconds()) < 30
     assert report.actor is not None
     assert report.actor.known() == {"name": "Jo"}
     assert report.labels == ("17",)
