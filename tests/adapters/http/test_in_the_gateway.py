@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import Counter
 
 from services import rooms
 from services.adapters.http.adapter import Adapter
@@ -40,10 +39,6 @@ WAYS = {
 }
 
 
-_COUNTERS: dict[str, Counter] = {}
-"""A process has each but once, and here are several services in one."""
-
-
 class Gateway:
     """The adapter service of one site, which can be started more than once on one folder."""
 
@@ -62,7 +57,6 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         host = AdapterHost(self.world.runtime("adapter-http"), "http", Adapter)
-        host._counters = _COUNTERS
         async with gateway.running(host):
             yield
 
