@@ -77,7 +77,7 @@ class Refused(Exception):
         """What a Report tells the sender of it (usmStats); 0 for nothing."""
 
 
-def _secret(device: Device, secret: Callable[[SecretRef], SecretStr]) -> bytes | User:
+def credentials_of(device: Device, secret: Callable[[SecretRef], SecretStr]) -> bytes | User:
     """The community, or the user. Raises `MissingSecret`, ValueError."""
     credentials = device.credentials
 
@@ -112,7 +112,7 @@ async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str
     A device that is only listened to need have no agent: of a v3 one that has, the engine id is compared.
     """
     try:
-        credentials = _secret(device, secret)
+        credentials = credentials_of(device, secret)
     except ValueError as error:
         return f"{error}: SNMPv3 wants longer ones"
     if device.address is None:
@@ -244,7 +244,7 @@ class Adapter(shared.adapter.Adapter):
         for id_, device in self.context.devices.items():
             credentials = None
             try:
-                credentials = _secret(device, self.context.secret)
+                credentials = credentials_of(device, self.context.secret)
             except (MissingSecret, ValueError) as error:
                 self.context.rejected("secret", str(error), device=id_)
             before = old.pop(id_, None)
@@ -581,7 +581,7 @@ class Adapter(shared.adapter.Adapter):
         """Bring a notification into custody, then answer it if it is an inform."""
         captures = {"version": version, "source": str(source)}
         result = peer.decoder.notification(
-            said, self.context, captures=captures, received=utcnow(), polled=peer.just_found
+            said, self.context, captures=captures, received=utcnow(), polled=peer.just_found()
         )
         running = codec.identity(said, boots)
         for number, report in enumerate(result.reports):

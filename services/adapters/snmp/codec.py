@@ -8,6 +8,7 @@ The rules of a profile see a message as a tree::
 
     {"trap": "upsTrapOnBattery",      # the profile's name of the notification; not there when polled
      "oid": "1.3.6.1.2.1.33.2.3",     # the notification, without the 0 that v1 brings
+     "number": 7,                     # the last part of `oid`, where the profile has a run of notifications
      "poll": "alarms",                # when polled: the profile's name of the poll
      "upsBatteryStatus": "2",         # each object by its name: text, or the word for its number
      "index": {"upsBatteryStatus": "0"},      # what follows an object's identifier: its row
@@ -33,13 +34,14 @@ from shared import dialect
 from shared.adapter import Report
 from shared.dialect import Memory, Message, Point, Reader, Result
 from shared.events import Kind
-from shared.site import Model, mistake
+from shared.site import Duration, Model, mistake
 
 OWN = "sensor"
 """The field by which a sensor with a reading is found."""
-_RESERVED = frozenset({"trap", "oid", "poll", "index", "other", "uptime", "enterprise"})
+_RESERVED = frozenset({"trap", "oid", "poll", "number", "index", "other", "uptime", "enterprise"})
 _LONGEST = 512
 """Characters of a value that are passed on."""
+_REMINDED = 4096
 
 # ── Profiles ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -68,6 +70,10 @@ class Object(Model):
         dict[str, str],
         BeforeValidator(lambda v: {str(a): b for a, b in v.items()} if isinstance(v, dict) else v),
     ] = Field(default={}, description="The MIB's words for its numbers, as {1: normal, 2: alarm}.")
+    called: str | None = Field(
+        default=None,
+        description="What rules call it, if not by its own name: for columns that mean the same.",
+    )
     format: Literal["auto", "hex", "time"] = Field(
         default="auto",
         alias="as",
@@ -85,12 +91,55 @@ OneOrMore = Annotated[
 ]
 
 
+class Says(Model):
+    """What a notification says beside its objects."""
+
+    when: dict[str, str] = Field(default={}, description="Objects and the values that they must have.")
+    then: dict[str, str] = Field(min_length=1, description="Fields of the message to set, and their values.")
+
+
+def _says(value: Any) -> Any:
+    """A mapping alone is what it always says."""
+    if isinstance(value, Mapping):
+        return ({"then": value},)
+    return value
+
+
+class Trap(Model):
+    """A notification of the vendor's MIB. Written as its identifier alone, or with what it says."""
+
+    oid: OidText = Field(description="Its identifier; a TRAP-TYPE of v1 is enterprise.0.specific.")
+    through: int | None = Field(
+        default=None, description="Last number of a run of notifications that mean the same, if it is one."
+    )
+    says: Annotated[tuple[Says, ...], BeforeValidator(_says)] = Field(
+        default=(),
+        description="What it says by itself, as {status: alarm}: fields that rules see like objects. "
+        "Or a list of {when: {object: value}, then: {…}}.",
+    )
+    reminder: Duration | None = Field(
+        default=None,
+        description="The device sends it again and again while the state lasts: within this time it is no "
+        "new event.",
+    )
+    redact: tuple[str, ...] = Field(
+        default=(), description="Objects that in this notification hold what must not leave: card numbers."
+    )
+
+
+TrapSpec = Annotated[
+    Trap, BeforeValidator(lambda value: value if isinstance(value, (dict, Trap)) else {"oid": value})
+]
+
+
 class Example(Model):
-    """A message as the device sends it, for the simulator: `{field}` stands for a sensor's address."""
+    """A message as the device sends it, for the simulator: `{field}` stands for a sensor's address,
+    `{field:1}` for a part of it."""
 
     trap: str | None = Field(
         default=None,
-        description="Name of the notification; without it only the objects change, to be polled.",
+        description="Name of the notification, or NAME.NUMBER of one of a run; without it only the objects "
+        "change, to be polled.",
     )
     vars: dict[str, str | int] = Field(
         default={}, description="Objects: NAME or NAME.ROW, and their values (a word, or a number)."
@@ -100,7 +149,7 @@ class Example(Model):
 class Profile(dialect.Profile):
     """A vendor's dialect over SNMP."""
 
-    traps: dict[str, OidText] = Field(
+    traps: dict[str, TrapSpec] = Field(
         default={},
         description="The notifications, by their MIB's names; a TRAP-TYPE of v1 is enterprise.0.specific.",
     )
@@ -125,8 +174,16 @@ class Profile(dialect.Profile):
                     )
             if len({self.objects[each].oid.endswith(".0") for each in wanted}) != 1:
                 raise mistake(f"poll {name} has both scalars and columns, or nothing", "make two polls of it")
+        called = {each.called or name for name, each in self.objects.items()}
+        for name, trap in self.traps.items():
+            fields = [*trap.redact, *(field for says in trap.says for field in says.when)]
+            for field in fields:
+                if field not in called:
+                    raise mistake(
+                        f'trap {name}: there is no object "{field[:64]}"', "declare it under objects"
+                    )
         for example in self.examples:
-            if example.trap is not None and example.trap not in self.traps:
+            if example.trap is not None and example.trap.partition(".")[0] not in self.traps:
                 raise mistake(f'example: there is no trap "{example.trap[:64]}"', "declare it under traps")
             for var in example.vars:
                 if var.partition(".")[0] not in self.objects:
@@ -203,41 +260,27 @@ def with_readings(language: Profile, readings: Mapping[str, Reading]) -> Profile
     it is for the site file's validation only."""
     if not readings:
         return language
-    rules, objects = [], {}
+    rules = []
     for sensor, reading in readings.items():
-        name = f"reading-{sensor}"
         active = "active" if reading.kind is None else reading.kind.value
-        meanings = dict.fromkeys(reading.active, "active") | dict.fromkeys(reading.normal, "normal")
-        said = dict.fromkeys(map(_canonical_text, reading.trap), "active")
-        said |= dict.fromkeys(map(_canonical_text, reading.clear), "normal")
-        values: list[Any] = []
-        if said:
-            values.append({"of": "oid", "table": said})
-        if reading.object is not None:
-            objects[name] = Object(oid=reading.object)
-            values.insert(0, {"of": f'"{name}"', "table": meanings})
         rules.append(
             dialect.Rule.model_validate(
                 {
                     "sensor": dict.fromkeys(language.sensors) | {OWN: f"={sensor}"},
                     "level": {
-                        "value": {"first": values},
+                        "value": f'"{_reading(sensor)}"',
                         "kinds": {"active": active, "normal": "normal"},
-                        "first": "known",
                     },
                 }
             )
         )
     of_profile = dialect.Rule(match=language.match, rules=language.rules)
-    poll = {f"reading-{name}": (name,) for name in objects}
-    return language.model_copy(
-        update={
-            "match": "all",
-            "rules": (*rules, *((of_profile,) if language.rules else ())),
-            "objects": language.objects | objects,
-            "poll": language.poll | poll,
-        }
-    )
+    return language.model_copy(update={"match": "all", "rules": (*rules, of_profile)})
+
+
+def _reading(sensor: str) -> str:
+    """The field in which a sensor's reading says active or normal."""
+    return f"reading-{sensor}"
 
 
 # ── Values as text ───────────────────────────────────────────────────────────────────────────────
@@ -321,14 +364,17 @@ class DeviceLike(Protocol):
 
 class _Told(dict[str, str]):
     """What a notification is compared with: nothing, for each is an event of its own. One may have been
-    lost on its way, so that the sensor alarms again without having been cleared, as far as we know."""
+    lost on its way, so that the sensor alarms again without having been cleared, as far as we know.
+    It is no new event if `known` says that this very state is told of again."""
 
-    def __init__(self, polled: Mapping[str, str]) -> None:
+    def __init__(self, known: Callable[[str], str | None]) -> None:
         super().__init__()
-        self.polled = polled
+        self._known = known
+        self.asked: list[str] = []
 
     def get(self, key: str, default: Any = None) -> Any:
-        return super().get(key) or self.polled.get(key, "\0")
+        self.asked.append(key)
+        return super().get(key) or self._known(key) or "\0"
 
     def move_to_end(self, key: str) -> None:
         pass
@@ -349,7 +395,11 @@ class Decoder:
     def __init__(self, device_id: str, device: DeviceLike, timezone: str) -> None:
         """`timezone` is the site's."""
         language = device.language
-        self._traps = {canonical(parse_oid(oid)): name for name, oid in language.traps.items()}
+        self._traps: dict[Oid, tuple[str, Trap]] = {}
+        for name, trap in language.traps.items():
+            oid = canonical(parse_oid(trap.oid))
+            for last in range(oid[-1], (trap.through or oid[-1]) + 1):
+                self._traps[(*oid[:-1], last)] = (name, trap)
         self._objects = {parse_oid(each.oid): (name, each) for name, each in language.objects.items()}
         self._lengths = sorted({len(oid) for oid in self._objects}, reverse=True)
         self._unknown = device.unknown
@@ -357,10 +407,17 @@ class Decoder:
             Asked(
                 name,
                 tuple(parse_oid(language.objects[each].oid) for each in wanted),
-                name.startswith("reading-") or language.objects[wanted[0]].oid.endswith(".0"),
+                language.objects[wanted[0]].oid.endswith(".0"),
             )
             for name, wanted in language.poll.items()
         ]
+        self._readings: dict[Oid, list[tuple[str, Mapping[str, str]]]] = {}
+        self._reading_traps: dict[Oid, dict[str, str]] = {}
+        for id_, sensor in device.sensors.items():
+            if sensor.reading is not None:
+                self._read(_reading(id_), sensor.reading)
+        if self._readings:
+            self.polls.append(Asked("readings", tuple(self._readings), True))
         self._reader = Reader(
             dialect.Dialect(language, device.profile),
             device=device_id,
@@ -370,6 +427,15 @@ class Decoder:
             unlisted=device.unlisted,
         )
         self._device = device_id
+        self._reminded: dict[str, float] = {}
+
+    def _read(self, field: str, reading: Reading) -> None:
+        for traps, state in ((reading.trap, "active"), (reading.clear, "normal")):
+            for trap in traps:
+                self._reading_traps.setdefault(canonical(parse_oid(trap)), {})[field] = state
+        if reading.object is not None:
+            states = dict.fromkeys(reading.active, "active") | dict.fromkeys(reading.normal, "normal")
+            self._readings.setdefault(parse_oid(reading.object), []).append((field, states))
 
     def notification(
         self,
@@ -378,27 +444,30 @@ class Decoder:
         *,
         captures: Mapping[str, str],
         received: datetime,
-        polled: Callable[[], Mapping[str, str]] = dict,
+        polled: Mapping[str, str] | None = None,
     ) -> Result:
-        """What a notification means. Each is an event, but one that says what `polled` has just found."""
-        trap = canonical(said.trap)
+        """What a notification means. Each is an event, but a reminder of what is known, and one that says
+        what `polled` has just found."""
+        oid = canonical(said.trap)
+        name, trap = self._traps.get(oid) or (_GENERIC.get(oid) or dotted(oid), None)
         tree = self._tree(said.vars)
-        tree["oid"] = dotted(trap)
-        tree["trap"] = name = self._traps.get(trap) or _GENERIC.get(trap) or tree["oid"]
-        tree["uptime"] = said.uptime
+        tree |= {"oid": dotted(oid), "trap": name, "uptime": said.uptime}
         if said.enterprise is not None:
             tree["enterprise"] = dotted(said.enterprise)
-        reader = self._reader
-        known = reader.known
-        reader.known = told = _Told(polled())  # type: ignore[assignment]
-        try:
-            result = reader.read(Message(tree, captures, received), memory)
-        finally:
-            reader.known = known
-            for key, value in told.items():
-                reader.know(key, value)
+        if trap is not None:
+            if trap.through is not None:
+                tree["number"] = oid[-1]
+            for says in trap.says:
+                if all(str(tree.get(field)) == value for field, value in says.when.items()):
+                    tree |= says.then
+            for field in trap.redact:
+                tree.pop(field, None)
+        readings = self._reading_traps.get(oid, {})
+        tree |= readings
+        message = Message(tree, captures, received)
+        result = self._compared(message, memory, trap.reminder if trap is not None else None, polled or {})
         if not result.understood:
-            if name in _SILENT or (trap not in _GENERIC and self._unknown == "ignore"):
+            if name in _SILENT or (oid not in _GENERIC and self._unknown == "ignore"):
                 result.understood, result.ignored = True, "unknown"
             else:
                 details: dict[str, str] = {}
@@ -410,6 +479,35 @@ class Decoder:
         native = {"oid": dotted(said.trap), "trap": name, **captures}
         for report in result.reports:
             report.native = {**native, **report.native}
+        return result
+
+    def _compared(
+        self, message: Message, memory: Memory, reminder: float | None, polled: Mapping[str, str]
+    ) -> Result:
+        assert message.received is not None
+        reader, now = self._reader, message.received.timestamp()
+        known = reader.known
+
+        def last(key: str) -> str | None:
+            if key in polled:
+                return polled[key]
+            if reminder is None or now - self._reminded.get(key, now) > reminder:
+                return None
+            return known.get(key) or memory.recall(key)
+
+        reader.known = told = _Told(last)  # type: ignore[assignment]
+        try:
+            result = reader.read(message, memory)
+        finally:
+            reader.known = known
+            for key, value in told.items():
+                reader.know(key, value)
+        for key in told.asked:
+            self._reminded[key] = now
+        if len(self._reminded) > _REMINDED:
+            self._reminded.clear()
+        if told.asked and not result.reports:
+            result.ignored = result.ignored or "repeat"
         return result
 
     def polled(self, name: str, row: Iterable[Var], memory: Memory, received: datetime) -> Result:
@@ -432,13 +530,18 @@ class Decoder:
             value = text_of(var, object_.format if object_ is not None else "auto")
             if value is None:
                 continue
-            if object_ is not None and object_.values:
+            for field, states in self._readings.get(var.oid, ()):
+                if str(value) in states:
+                    tree[field] = states[str(value)]
+            if object_ is not None:
                 value = object_.values.get(str(value), value)
+                name = object_.called or name
             if name is None or name in tree:
                 other[dotted(var.oid)] = value
                 continue
             tree[name] = value
-            index[name] = dotted(row)
+            if row:
+                index[name] = dotted(row)
         if index:
             tree["index"] = index
         if other:

@@ -277,7 +277,8 @@ class Device(site.Device):
                     f"give it {', '.join((*language.profile.sensors, 'reading'))}",
                 )
         self._language = codec.with_readings(language.profile, readings)
-        if self.poll is not None and not self._language.poll:
+        polled = any(reading.object is not None for reading in readings.values())
+        if self.poll is not None and not self._language.poll and not polled:
             raise mistake(
                 f'with profile "{self.profile}" and these sensors there is nothing to poll',
                 "take poll out, or give a sensor a reading with an object",

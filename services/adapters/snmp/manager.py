@@ -163,7 +163,12 @@ class Agent:
 
     async def _ask(self, tag: int, oids: tuple[Oid, ...], repeat: int = 0) -> Pdu:
         asked = tuple(Var(oid, NULL, None) for oid in oids)
-        pdu = Pdu(tag, secrets.randbelow(1 << 31), asked, 0, repeat if tag == GET_BULK else 0)
+        return await self.request(
+            Pdu(tag, secrets.randbelow(1 << 31), asked, 0, repeat if tag == GET_BULK else 0)
+        )
+
+    async def request(self, pdu: Pdu) -> Pdu:
+        """The Response to a PDU that wants one. Raises `Trouble`."""
         if isinstance(self._credentials, bytes):
             data = messages.build(Community(0 if self._version == "1" else 1, self._credentials, pdu))
             answer: Any = await self._exchange(lambda: data, lambda reply: self._community(reply, pdu))
@@ -284,6 +289,11 @@ class Agent:
         host, port = self._where
         if refused:
             raise NoAnswer(f"nothing listens at UDP port {port} of {host}: is its SNMP agent on?")
+        if self._version == "3" and self.engine is not None:
+            raise NoAnswer(
+                f"{host} says who it is, but does not answer: the privacy password or protocol is wrong (many "
+                "agents are silent then), or it is overloaded"
+            )
         if self._version == "3":
             raise NoAnswer(f"{host} does not answer: check the address, that SNMPv3 is on, and firewalls")
         raise NoAnswer(
