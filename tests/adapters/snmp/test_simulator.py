@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "reading": {"object": "1.3.6.1.4.1.99999.1.7.0", "active": 2, "normal": [1, 3]},
         },
     },
-    "hwg-poseidon": {"door": {"type": "access_control", "input": 1}, "probe": {"type": "smoke", "probe": 4}},
+    "hwg-poseidon": {"door": {"type": "access_control", "label": "Binary 1"}},
     "hwg-wld": {"cable": {"type": "water_leak", "cable": 1}},
     "netbotz": {"rope": {"type": "water_leak", "sensor_id": "nbSNMPEnc_0_DRY1"}},
     "rittal-cmc3": {"door": {"type": "access_control", "message": "2.1"}},
@@ -69,7 +70,7 @@ def test_every_profile_is_tried() -> None:
 async def test_each_kind_arrives(profile: str) -> None:
     about = device(profile=profile, sensors=PROFILES[profile], unlisted="report")
     house = House({"unit": about})
-    sent = []
+    sent: list[tuple[Kind, str | None, str]] = []
     async with running(house) as adapter, simulator(about, adapter) as simulated:
         for sensor in (*PROFILES[profile], "unit"):
             for kind in sorted(simulated.kinds(sensor)):
@@ -82,6 +83,10 @@ async def test_each_kind_arrives(profile: str) -> None:
     assert said == sent
     assert len(sent) >= 2
     assert house.refused == []
+
+
+def _said(house: House, expected: list[tuple[str, str | None]]) -> bool:
+    return house.kinds == expected
 
 
 TRAPS_ONLY = ("rle-falcon", "rle-fds", "geist-v3")
@@ -106,7 +111,7 @@ async def test_each_state_is_found_by_polling(profile: str) -> None:
                     continue  # nothing that is polled tells of it
                 expected = [*house.kinds, (str(kind), None if sensor == "unit" else sensor)]
                 simulated._server.change(objects)
-                await until(lambda expected=expected: house.kinds == expected)
+                await until(partial(_said, house, expected))
                 tried += 1
     assert tried >= 2
     assert all(report.native["poll"] for report in house.reports)
