@@ -188,7 +188,6 @@ class Adapter(shared.adapter.Adapter):
         self._waiting = 0
         self._reports = (0.0, 0)
         self._stats = [0] * 7
-        self._received = context.tell("tocsin_snmp_messages_total", "Datagrams received.")
         self._ignored = {
             reason: context.tell(
                 "tocsin_snmp_ignored_total", "Notifications that gave no event.", reason=reason
@@ -304,7 +303,6 @@ class Adapter(shared.adapter.Adapter):
     # ── datagrams ────────────────────────────────────────────────────────────────────────────────
 
     def _datagram(self, data: bytes, sender: Any) -> None:
-        self._received(1)
         source = _plain(str(sender[0]))
         try:
             message = messages.parse(data)

@@ -291,8 +291,8 @@ class Agent:
             raise NoAnswer(f"nothing listens at UDP port {port} of {host}: is its SNMP agent on?")
         if self._version == "3" and self.engine is not None:
             raise NoAnswer(
-                f"{host} says who it is, but does not answer: the privacy password or protocol is wrong (many "
-                "agents are silent then), or it is overloaded"
+                f"{host} says who it is, but does not answer: the privacy password or protocol is wrong "
+                "(many agents are silent then), or it is overloaded"
             )
         if self._version == "3":
             raise NoAnswer(f"{host} does not answer: check the address, that SNMPv3 is on, and firewalls")
