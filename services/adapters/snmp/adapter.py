@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
 from hmac import compare_digest
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import count
@@ -182,6 +181,8 @@ class Adapter(shared.adapter.Adapter):
         """Where it listens; None while it does not."""
         self.engine = Engine(self._engine_id(), int(context.recall("boots") or 0))
         self._peers: dict[str, Peer] = {}
+        self._communities: dict[bytes, list[Peer]] = {}
+        self._users: dict[bytes, list[tuple[Peer, User]]] = {}
         self._emit: Emit | None = None
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -262,7 +263,12 @@ class Adapter(shared.adapter.Adapter):
         for gone in old.values():
             gone.changed.set()
             self.context.remember(f"engines/{gone.id}", None)
+        self._communities, self._users = {}, {}
         for peer in self._peers.values():
+            if isinstance(peer.credentials, bytes):
+                self._communities.setdefault(peer.credentials, []).append(peer)
+            elif peer.credentials is not None:
+                self._users.setdefault(peer.credentials.name, []).append((peer, peer.credentials))
             if peer.device.address is not None:
                 with contextlib.suppress(ValueError):
                     peer.addresses = frozenset({ip_address(peer.device.address.strip("[]"))})
@@ -322,12 +328,8 @@ class Adapter(shared.adapter.Adapter):
     def _community(self, message: Community, source: Address, sender: Any) -> None:
         """A message of v1 or v2c. Raises `Refused`, `Malformed`."""
         said = messages.notification(message.pdu)
-        known: dict[bytes, list[Peer]] = {}
-        for peer in self._peers.values():
-            if isinstance(peer.credentials, bytes):
-                known.setdefault(peer.credentials, []).append(peer)
         peers: list[Peer] = []
-        for community, those in known.items():
+        for community, those in self._communities.items():
             if compare_digest(community, message.community):
                 peers = those
         if not peers:
@@ -446,11 +448,7 @@ class Adapter(shared.adapter.Adapter):
 
     def _sender(self, message: Secured, source: Address, *, own: bool) -> tuple[Peer, User]:
         """Who sent an authentic message of the level that the site file asks for. Raises `Refused`."""
-        named = [
-            (peer, peer.credentials)
-            for peer in self._peers.values()
-            if isinstance(peer.credentials, User) and peer.credentials.name == message.user
-        ]
+        named = self._users.get(message.user)
         if not named:
             raise Refused(
                 "unknown_user",
@@ -623,8 +621,8 @@ class Adapter(shared.adapter.Adapter):
             return reports
         return [r if r.sensor in device.sensors else replace(r, sensor=None) for r in reports]
 
-    def _heard(self, peer: Peer, result: Result, clock: datetime | None = None) -> None:
-        self.context.heard(peer.id, clock=result.clock or clock)
+    def _heard(self, peer: Peer, result: Result) -> None:
+        self.context.heard(peer.id, clock=result.clock)
         for sensor in result.heard:
             self.context.heard(peer.id, sensor=sensor)
         for state in result.states:
@@ -649,7 +647,6 @@ class Adapter(shared.adapter.Adapter):
             agent = _agent(peer.device, peer.credentials, poll, peer.clocks)
             try:
                 async with agent.connected():
-                    self.context.heard(peer.id) if told else None
                     while not peer.changed.is_set():
                         await self._ask(peer, agent)
                         if told:
@@ -676,15 +673,12 @@ class Adapter(shared.adapter.Adapter):
 
     async def _ask(self, peer: Peer, agent: Agent) -> None:
         """One round. Raises `Trouble`."""
-        answered = False
         for asked in peer.decoder.polls:
             rows = [await agent.get(asked.oids)] if asked.scalar else await agent.rows(asked.oids)
-            answered = True
             for row in rows:
                 if row:
                     await self._row(peer, asked.name, row)
-        if answered:
-            self.context.heard(peer.id)
+        self.context.heard(peer.id)
 
     async def _row(self, peer: Peer, name: str, row: tuple[Var, ...]) -> None:
         result = peer.decoder.polled(name, row, self.context, utcnow())
