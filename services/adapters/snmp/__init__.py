@@ -1,0 +1,1 @@
+"""SNMP: environment monitors, leak ropes, UPSs and door contacts that send traps and informs."""
