@@ -22,8 +22,8 @@ from typing import Any
 
 from services import rooms
 from services.broker import NoBroker, free_port
-from services.simulate import speaker
-from services.stack import HOST, SERVICES, DidNotStart, Stack
+from services.simulate import Speaker, Tokens, speaker
+from services.stack import HOST, MAKERS, DidNotStart, Stack
 from services.watch import Console, Story, subscribe
 from shared.bus import Bus, Endpoint
 from shared.events import Event, Kind
@@ -34,21 +34,29 @@ from shared.topics import Topics
 _DOOR = "40000000-0000-0000-0000-000000000001"
 _ARRIVE = 20.0
 
+PROTOCOLS = ("dc09", "webhook", "mqtt", "osdp", "onvif", "snmp", "pos")
+PORTS = ("dc09", "webhook", "snmp", "front-reader", "yard-camera", "bar-till")
+"""Of adapters that listen, of devices that do, and of a device that has a port of its own."""
+
 SCENES: tuple[tuple[str, str, tuple[Kind, ...]], ...] = (
     ("front-controller", "front-door", (Kind.ACCESS_ENTRY_UNLOCKED, Kind.ACCESS_ENTRY_DENIED)),
+    ("front-reader", "gate-reader", (Kind.ACCESS_CREDENTIAL_PRESENTED,)),
     ("panel", "kitchen-smoke", (Kind.SMOKE_DETECTED, Kind.SMOKE_CLEARED)),
     ("zigbee", "yard-motion", (Kind.MOTION_DETECTED,)),
     ("till", "till-1", (Kind.POS_SALE, Kind.POS_REFUND)),
     ("panel", "basement-leak", (Kind.WATER_LEAK, Kind.WATER_CLEARED)),
     ("frigate", "drive-ai", (Kind.AI_DETECTION,)),
+    ("rack-monitor", "rack-rope", (Kind.WATER_LEAK, Kind.WATER_CLEARED)),
     ("fire-panel", "fire-zone-1", (Kind.FIRE_ALARM, Kind.FIRE_CLEARED)),
+    ("yard-camera", "gate-motion", (Kind.MOTION_DETECTED, Kind.MOTION_CLEARED)),
+    ("bar-till", "till-2", (Kind.POS_SALE, Kind.POS_NO_SALE)),
     ("front-controller", "front-door", (Kind.ACCESS_FORCED_OPEN,)),
 )
 """What happens, over and over: a device reports, of a sensor, kinds one after another."""
 
 
 def site(ports: dict[str, int]) -> dict[str, Any]:
-    """The demo's site file: sensors of all types, on devices of three protocols."""
+    """The demo's site file: sensors of all types, on devices of many protocols."""
 
     def camera(name: str, secret: str) -> dict[str, Any]:
         return {"name": name, "vms": {"token": {"secret": secret}}}
@@ -134,6 +142,53 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
                     }
                 },
             },
+            "front-reader": {
+                "adapter": "osdp",
+                "line": f"tcp://{HOST}:{ports['front-reader']}",
+                "address": 0,
+                "credentials": {"scbk": {"secret": "reader_key"}},
+                "card_key": {"secret": "card_key"},
+                "sensors": {
+                    "gate-reader": {
+                        "type": "access_control",
+                        "reader": 0,
+                        "name": "Reader at the gate",
+                        "cameras": ["yard", "lobby"],
+                    }
+                },
+            },
+            "rack-monitor": {
+                "adapter": "snmp",
+                "profile": "apc-powernet",
+                "credentials": {
+                    "user": "tocsin",
+                    "auth": {"protocol": "sha256", "password": {"secret": "monitor_auth"}},
+                    "privacy": {"protocol": "aes128", "password": {"secret": "monitor_privacy"}},
+                },
+                "sensors": {
+                    "rack-rope": {
+                        "type": "water_leak",
+                        "contact": 1,
+                        "name": "Leak rope under rack 4",
+                        "cameras": ["kitchen"],
+                    }
+                },
+            },
+            "yard-camera": {
+                "adapter": "onvif",
+                "url": f"http://{HOST}:{ports['yard-camera']}",
+                "credentials": {"username": "tocsin", "password": {"secret": "yard_camera"}},
+                "sensors": {
+                    "gate-motion": {"type": "motion", "name": "Motion at the gate", "cameras": ["yard"]}
+                },
+            },
+            "bar-till": {
+                "adapter": "pos",
+                "connection": {"listen": f"{HOST}:{ports['bar-till']}", "allow": [HOST]},
+                "sensors": {
+                    "till-2": {"type": "pos", "register": 1, "name": "Till of the bar", "cameras": ["shop"]}
+                },
+            },
             "frigate": {
                 "adapter": "mqtt",
                 "profile": "frigate",
@@ -150,6 +205,7 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
         "adapters": {
             "dc09": {"listen": f"{HOST}:{ports['dc09']}"},
             "webhook": {"listen": f"{HOST}:{ports['webhook']}"},
+            "snmp": {"listen": f"{HOST}:{ports['snmp']}"},
         },
         "targets": {"vms": {}, "camio": {"token": {"secret": "camio"}}},
     }
@@ -161,6 +217,11 @@ def credentials() -> dict[str, str]:
         "panel_key": secrets.token_hex(16),
         "verkada": secrets.token_urlsafe(24),
         "square": secrets.token_urlsafe(24),
+        "reader_key": secrets.token_hex(16),
+        "card_key": secrets.token_urlsafe(24),
+        "monitor_auth": secrets.token_urlsafe(24),
+        "monitor_privacy": secrets.token_urlsafe(24),
+        "yard_camera": secrets.token_urlsafe(12),
         "camio": secrets.token_urlsafe(24),
     }
 
@@ -169,8 +230,8 @@ def credentials() -> dict[str, str]:
 class _Tally:
     """What was made, and the events that it became."""
 
-    made: dict[str, str] = field(default_factory=dict)
-    """Sensor by marker."""
+    made: dict[str, tuple[str, Kind]] = field(default_factory=dict)
+    """Sensor and kind by marker."""
     events: dict[str, Event] = field(default_factory=dict)
     """Event by marker."""
 
@@ -178,33 +239,46 @@ class _Tally:
         for value in event.data.details.values():
             if value in self.made:
                 self.events[value] = event
+                return
+        # Some protocols carry no text of ours: then it is the next of its sort.
+        what = (event.data.sensor.id, event.data.kind)
+        for marker, made in self.made.items():
+            if made == what and marker not in self.events:
+                self.events[marker] = event
+                return
 
 
-async def _act(stack: Stack, ports: dict[str, int], tally: _Tally, stopping: asyncio.Event) -> None:
-    """Have the simulated sensors report, one after another."""
+async def _speakers(
+    stack: Stack, ports: dict[str, int], opened: contextlib.AsyncExitStack
+) -> dict[str, Speaker]:
+    """The simulated devices, by id, there until `opened` is closed."""
     names = rooms.names()
     loaded = load(stack.site_file, {name: rooms.room(name) for name in names}, adapters=names)
     held = Secrets(stack.secrets_dir)
-    addresses = {
-        "dc09": f"{HOST}:{ports['dc09']}",
-        "webhook": f"http://{HOST}:{ports['webhook']}",
-        "mqtt": stack.broker.url,
+    addresses = {name: f"{HOST}:{port}" for name, port in ports.items()}
+    addresses |= {"webhook": f"http://{HOST}:{ports['webhook']}", "mqtt": stack.broker.url}
+    return {
+        id_: await opened.enter_async_context(
+            speaker(id_, device, held, addresses.get(id_) or addresses[device.adapter])
+        )
+        for id_, device in loaded.devices.items()
     }
-    async with contextlib.AsyncExitStack() as opened:
-        speakers = {
-            id_: await opened.enter_async_context(speaker(id_, device, held, addresses[device.adapter]))
-            for id_, device in loaded.devices.items()
-        }
-        for number, (device, sensor, kinds) in enumerate(itertools.cycle(SCENES)):
-            for kind in kinds:
-                marker = f"demo-{number}-{kind.replace('.', '-').replace('_', '-')}"
-                tally.made[marker] = sensor
-                await speakers[device].send(sensor, kind, marker)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(random.uniform(0.3, 0.9)):  # noqa: S311
-                        await stopping.wait()
-                if stopping.is_set():
-                    return
+
+
+async def _act(speakers: dict[str, Speaker], tally: _Tally, stopping: asyncio.Event) -> None:
+    """Have the simulated sensors report, one after another."""
+    for number, (device, sensor, kinds) in enumerate(itertools.cycle(SCENES)):
+        for kind in kinds:
+            marker = f"demo-{number}-{kind.replace('.', '-').replace('_', '-')}"
+            says = speakers[device]
+            shown = says.shows(marker) if isinstance(says, Tokens) else marker
+            tally.made[shown] = (sensor, kind)
+            await says.send(sensor, kind, marker)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(random.uniform(0.3, 0.9)):  # noqa: S311
+                    await stopping.wait()
+            if stopping.is_set():
+                return
 
 
 async def _verdict(stack: Stack, tally: _Tally, console: Console) -> bool:
@@ -222,7 +296,7 @@ async def _verdict(stack: Stack, tally: _Tally, console: Console) -> bool:
         at_vms = Counter((line["source"], tag) for line in await stack.vms_events() for tag in line["tags"])
         expected = 0
         doors = Counter[str]()
-        for marker, sensor in tally.made.items():
+        for marker, (sensor, _) in tally.made.items():
             event = tally.events.get(marker)
             if event is None:
                 problems.append(f"{marker}: the event of {sensor} was not seen on the bus")
@@ -241,7 +315,9 @@ async def _verdict(stack: Stack, tally: _Tally, console: Console) -> bool:
             break
         await asyncio.sleep(0.2)
     console.line()
-    console.line(f"{len(tally.made)} events were made by {len(set(tally.made.values()))} sensors.")
+    console.line(
+        f"{len(tally.made)} events were made by {len({sensor for sensor, _ in tally.made.values()})} sensors."
+    )
     console.line(
         f"The VMS has them on cameras' timelines {expected} times, {twice} twice; "
         f"Camio has {at_camio} of doors."
@@ -254,13 +330,14 @@ async def _verdict(stack: Stack, tally: _Tally, console: Console) -> bool:
 
 
 async def _run(seconds: float | None, directory: Path, console: Console) -> int:
-    ports = {"dc09": free_port(), "webhook": free_port()}
-    stack = Stack(directory, site(ports), services=SERVICES, secrets=credentials())
+    ports = {name: free_port() for name in PORTS}
+    services = (*(f"adapter-{name}" for name in PROTOCOLS), *MAKERS)
+    stack = Stack(directory, site(ports), services=services, secrets=credentials())
     began = time.monotonic()
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    console.line(f"Starting a broker ({stack.broker.program}), {len(SERVICES)} services, a VMS and Camio …")
+    console.line(f"Starting a broker ({stack.broker.program}), {len(services)} services, a VMS and Camio …")
     async with stack:
         console.line(f"Ready after {time.monotonic() - began:.1f} s. Files: {directory}")
         console.line(
@@ -278,12 +355,14 @@ async def _run(seconds: float | None, directory: Path, console: Console) -> int:
         await joined.wait()
         if seconds is not None:
             asyncio.get_running_loop().call_later(seconds, stopping.set)
-        acting = asyncio.create_task(_act(stack, ports, tally, stopping))
-        await stopping.wait()
-        async with asyncio.timeout(_ARRIVE):
-            await acting
-        good = await _verdict(stack, tally, console)
-        await bus.close()
+        async with contextlib.AsyncExitStack() as opened:
+            speakers = await _speakers(stack, ports, opened)
+            acting = asyncio.create_task(_act(speakers, tally, stopping))
+            await stopping.wait()
+            async with asyncio.timeout(_ARRIVE):
+                await acting
+            good = await _verdict(stack, tally, console)
+            await bus.close()
         watching.cancel()
     return 0 if good else 1
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from services import rooms
 from shared.events import Kind
@@ -24,6 +24,14 @@ class Speaker(Protocol):
     """What the rooms' simulators have in common."""
 
     async def send(self, sensor: str, kind: Kind, marker: str) -> None: ...
+
+
+@runtime_checkable
+class Tokens(Protocol):
+    """A simulator whose markers do not leave the adapter as they are."""
+
+    def shows(self, marker: str) -> str:
+        """What stands for the marker in the event's details."""
 
 
 def speaker(

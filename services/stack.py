@@ -23,15 +23,10 @@ import yaml
 from services.broker import Broker, Security, free_port
 
 HOST = "127.0.0.1"
-SERVICES = (
-    "adapter-dc09",
-    "adapter-webhook",
-    "adapter-mqtt",
-    "correlator",
-    "vms-publisher",
-    "camio-publisher",
-)
-"""All services, as a gateway runs them."""
+MAKERS = ("correlator", "vms-publisher", "camio-publisher")
+"""What every gateway runs beside its adapters."""
+SERVICES = ("adapter-dc09", "adapter-webhook", "adapter-mqtt", *MAKERS)
+"""A gateway with devices that report by themselves."""
 _PATIENCE = 30.0
 
 
