@@ -265,7 +265,7 @@ class Stack:
         return await self._ask(self.vms_port, path, method, body)
 
     async def vms_events(self, *tags: str) -> list[dict[str, Any]]:
-        """All events at the VMS simulator, in order of arrival, with the values of some tags."""
+        """All events at the VMS simulator, in order of arrival, with the values of some tags (`*`: all)."""
         status, content = await http_get(self.vms_port, f"/_sim/dump?tag={','.join(tags)}")
         if status != 200:
             raise RuntimeError(f"the VMS simulator's dump: {status}")

@@ -197,7 +197,7 @@ class VmsSimulator(Simulator):
             "arrived": self.ledger.arrived[position],
             "monotonic": self.ledger.monotonic[position],
             "tags": [tag for tag in meta if self.ledger.is_identity(tag)],
-            "meta": {tag: meta[tag] for tag in tags if tag in meta},
+            "meta": meta if tags == ["*"] else {tag: meta[tag] for tag in tags if tag in meta},
         }
 
     # Event types.

@@ -2,7 +2,9 @@
 
 Devices of three protocols report over and over. In each round one thing goes wrong; when all devices
 were acknowledged and the gateway has caught up, it is counted at the VMS and at Camio what was lost
-and what came twice. The last round is a store too small for what it must hold.
+and what came twice. Then a device of each further protocol reports over a link that is cut, to an
+adapter that is killed, and with noise between its messages. The last round is a store too small for
+what it must hold.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.chaos import protocols
 from tests.chaos.faults import FAULTS
 from tests.chaos.world import Count, World
 
@@ -67,6 +70,8 @@ async def run(rounds: int, reports: int, seed: int, directory: Path, only: list[
             worst = problems(count)
             if worst:
                 break
+    if not worst and not only:
+        worst += await protocols.run(directory / "protocols", reports=max(20, reports // 10), chance=chance)
     full = await store_full(directory / "full")
     print(f"\n{full[0]}")
     worst += full[1]

@@ -9,6 +9,7 @@ import pytest
 
 from services.broker import find_mosquitto
 from tests import peers
+from tests.chaos import protocols
 from tests.chaos.__main__ import problems, round_of
 from tests.chaos.world import World
 
@@ -35,3 +36,9 @@ async def test_nothing_is_lost_and_nothing_comes_twice(tmp_path: Path) -> None:
             assert problems(count) == [], faults
     assert count.reports == EVENTS * len(ROUNDS)
     assert count.expected > count.reports
+
+
+@pytest.mark.timeout(300)
+async def test_no_protocol_loses_what_its_device_repeats(tmp_path: Path) -> None:
+    peers.require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
+    assert await protocols.run(tmp_path, reports=8, seconds=3, chance=random.Random(SEED)) == []
