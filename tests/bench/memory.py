@@ -2,7 +2,8 @@
 
 Each stage is imported, in the order in which the command does, by an interpreter of its own. All
 figures are megabytes (10^6 bytes) resident; of them `own` is anonymous memory, the rest are pages of
-files, mostly libraries, which all services share.
+files, mostly libraries, which all services share. With `--rooms`: the service of each further
+protocol, with one device, when it has just started and after 30 reports.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from services.broker import free_port
 from services.stack import HOST, Stack
 from tests.bench.load import site
+from tests.chaos.protocols import World
 
 _COMMON = (
     "asyncio",
@@ -91,7 +93,24 @@ async def started() -> dict[str, tuple[float, float]]:
             return {name: memory(service.pid) for name, service in stack.services.items() if service.pid}
 
 
+async def rooms() -> None:
+    with tempfile.TemporaryDirectory(prefix="tocsin-memory-") as folder:
+        async with World(Path(folder)) as world:
+            await asyncio.sleep(3)
+            before = {
+                name: memory(service.pid) for name, service in world.stack.services.items() if service.pid
+            }
+            await asyncio.gather(*(world.report(name, 30, 6.0) for name in world.cases))
+            print(f"{'RSS, MB':<30}{'idle':>8}{'after':>8}")
+            for name, service in world.stack.services.items():
+                if service.pid:
+                    print(f"{name:<30}{before[name][0]:8.1f}{memory(service.pid)[0]:8.1f}")
+
+
 def main() -> None:
+    if "--rooms" in sys.argv:
+        asyncio.run(rooms())
+        return
     running = asyncio.run(started())
     for name, stages in STAGES.items():
         print(f"{name:<40}{'RSS':>8}{'own':>8}{'more':>8}")
