@@ -5,6 +5,7 @@ SECONDS ?=
 ROUNDS ?=
 NAME ?=
 ARGS ?=
+WORKERS ?= 2
 
 BIN = .venv/bin
 
@@ -35,7 +36,7 @@ demo: setup
 	@$(BIN)/tocsin demo $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 test: broker
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check

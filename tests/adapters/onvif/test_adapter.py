@@ -258,6 +258,8 @@ async def test_a_changed_sensor_needs_no_new_subscription_and_a_changed_address_
         context.change(devices={"camera": device(port, sensors=sensors, topics=["tns1:RuleEngine//."])})
         await until(lambda: camera.requests.count("CreatePullPointSubscription") == 2)
         assert "Unsubscribe" in camera.requests
+        pulls = camera.requests.count("PullMessages")
+        await until(lambda: camera.requests.count("PullMessages") > pulls)
         context.change(devices={})
         await until(lambda: camera.requests.count("Unsubscribe") == 2)
     assert said(context) == [("ai.line_crossed", "fence"), ("ai.line_crossed", "fence-2")]
