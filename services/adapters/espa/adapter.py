@@ -18,10 +18,11 @@ import shared.adapter
 from services.adapters.espa import codec
 from services.adapters.espa.codec import ACK, ENQ, EOT, BlockError, State, Station
 from services.adapters.espa.config import Device
-from services.adapters.espa.lines import Link, explained, open_serial, open_tcp, split
+from services.adapters.espa.lines import Link, explained, open_serial, open_tcp
 from shared.adapter import Context, Emit, StoreFull
 from shared.dialect import Message, Reader, Result
 from shared.events import utcnow
+from shared.lines import split
 from shared.site import SecretRef
 
 log = logging.getLogger("tocsin.espa")

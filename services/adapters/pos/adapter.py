@@ -17,9 +17,10 @@ from zoneinfo import ZoneInfo
 import shared.adapter
 from services.adapters.pos.codec import Framer, Reader, Receipt, Said
 from services.adapters.pos.config import Device
-from services.adapters.pos.lines import Datagrams, Link, explained, open_serial, open_tcp, split
+from services.adapters.pos.lines import Datagrams, Link, explained, open_serial, open_tcp
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.events import Actor
+from shared.lines import split
 from shared.site import SecretRef
 
 log = logging.getLogger("tocsin.pos")
