@@ -399,8 +399,8 @@ class Adapter(shared.adapter.Adapter):
                     told = True
                     self.context.rejected(
                         "store_full",
-                        "messages wait: nothing more is read from TCP and TLS, and of UDP only what the system "
-                        "keeps. See the gateway's disk and its targets",
+                        "messages wait: nothing more is read from TCP and TLS, and of UDP only what the "
+                        "system keeps. See the gateway's disk and its targets",
                         why=str(error),
                     )
                     if not isinstance(error, StoreFull):

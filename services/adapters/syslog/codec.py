@@ -79,13 +79,13 @@ class Profile(dialect.Profile):
     fields: Literal["none", "kv", "cef", "json"] = Field(
         default="none",
         description='What a text holds, to be found under `fields`: kv (`door=4 state="open"`), cef (Common '
-        "Event Format, extensions under `fields.ext`), json (the whole text, or what follows `@cee:`). A text "
-        "that does not is left as it is.",
+        "Event Format, extensions under `fields.ext`), json (the whole text, or what follows `@cee:`). A "
+        "text that does not is left as it is.",
     )
     mask: tuple[Mask, ...] = Field(
         default=(),
         description="Regular expressions; what their first group finds in a text or in structured data is "
-        "hidden before anything else is done. Passwords, PINs and card numbers that are called so are anyway.",
+        "hidden before anything else is done. Passwords, PINs and card numbers called so are anyway.",
     )
     sends: Literal["rfc5424", "rfc3164", "plain"] = Field(
         default="rfc3164", description="The form of its messages, for the simulator."
@@ -180,7 +180,7 @@ def cef(text: str) -> dict[str, Any] | None:
     }
     extension = parts[7] if len(parts) > 7 else ""
     keys = list(_CEF_KEY.finditer(extension))[:_FIELDS]
-    ends = [key.start() for key in keys[1:]] + [len(extension)]
+    ends = [*(key.start() for key in keys), len(extension)][1:]
     said = {
         key[1]: _CEF_ESCAPED.sub(r"\1", extension[key.end() : end]).strip().strip('"')
         for key, end in zip(keys, ends, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,25 @@ Transport = Literal["udp", "tcp", "tls"]
 
 def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _networks(value: Any) -> Any:
+    for text in _listed(value):
+        try:
+            network = ip_network(str(text), strict=False)
+        except ValueError:
+            raise mistake(
+                f'"{str(text)[:64]}" is not an address or network', "write 10.0.4.7 or 10.0.4.0/24"
+            ) from None
+        if "/" in str(text) and str(network) != str(text) and ":" not in str(text):
+            address = str(text).partition("/")[0]
+            raise mistake(
+                f"{text} is one machine of a network", f"write {network} for all of it, or {address}"
+            )
+    return _listed(value)
+
+
+ONE_OR_MORE = str | list[str]
 
 
 def host_and_port(text: str) -> tuple[str, int] | None:
@@ -170,12 +189,16 @@ class Device(shared.site.Device):
     """Something that sends syslog: a switch, a UPS, a door station, or a relay for others."""
 
     adapter: Literal["syslog"] = Field(description="Always syslog.")
-    address: Annotated[tuple[Network, ...], BeforeValidator(_listed)] = Field(
+    address: Annotated[
+        tuple[Network, ...], BeforeValidator(_networks, json_schema_input_type=ONE_OR_MORE)
+    ] = Field(
         default=(),
         description="The addresses or networks that its messages come from, as 10.0.4.7 or [10.0.4.0/24]. "
         "Needed unless it shows a certificate.",
     )
-    hostname: Annotated[tuple[Hostname, ...], BeforeValidator(_listed)] = Field(
+    hostname: Annotated[
+        tuple[Hostname, ...], BeforeValidator(_listed, json_schema_input_type=ONE_OR_MORE)
+    ] = Field(
         default=(),
         description="What it calls itself in its messages, for devices behind one address or one relay. "
         "By default it may call itself anything.",

@@ -161,8 +161,9 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _BSD = re.compile(
     r"(?P<month>[A-Za-z]{3}) {1,2}(?P<day>[0-9]{1,2})(?:,? (?P<year>[12][0-9]{3}))? "
     r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})(?:[.,](?P<fraction>[0-9]{1,9}))?"
-    r"(?P<zone> (?:UTC|GMT|Z|[A-Z]{3,5}))?(?P<colon>:)? "
+    r"(?:(?P<zone> [A-Z]{1,5})?(?P<colon>:))? "
 )
+"""A time, and after it, only where a colon ends it, a zone: else that would be the host's name."""
 _BEFORE_BSD = re.compile(r"(?:[0-9]{1,10}: )?(?:([!-9;-~]{1,255}): )?([*.])?(?=[A-Za-z]{3} {1,2}[0-9])")
 """What routers put before the time: a count, their name, and `*` for a clock that was never set."""
 _TAG = re.compile(r"([^\s:\[\]<>]{1,64})(?:\[([^\]\s]{1,64})\])?:(?:\s+|\Z)")
