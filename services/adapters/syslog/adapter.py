@@ -354,15 +354,18 @@ class Adapter(shared.adapter.Adapter):
     ) -> None:
         """What makes each report the event that it is, and whether it is news.
 
-        A sender that lost its connection may send again what it had sent, to the letter. So the message
-        with its time, and how often it came on this connection, make the event; of a message without a
-        believable time nobody can say whether it is a repeat.
+        A sender that lost its connection may send again what it had sent, to the letter, and rsyslog does
+        so even over one and the same. So the message with its time makes the event. A time in whole
+        seconds does not tell two alike from one that was sent twice: there it counts, too, how often the
+        message came this way. Without a believable time nobody can say whether it is a repeat.
         """
         device = source.device
         age = (arrival.received - said).total_seconds() if said else 0.0
         digest = blake2b(arrival.frame.data, digest_size=12)
         if said is not None and -device.max_skew <= age <= device.max_age:
-            running = f"{digest.hexdigest()}/{arrival.sender.times(digest.digest())}"
+            running = digest.hexdigest()
+            if not said.microsecond:
+                running += f"/{arrival.sender.times(digest.digest())}"
         else:
             running = f"{arrival.received.isoformat()}/{next(self._numbers)}"
         late = age + source.offset

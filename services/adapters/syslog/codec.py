@@ -47,9 +47,10 @@ def _mask_with_group(text: str) -> str:
 Mask = Annotated[str, AfterValidator(_mask_with_group)]
 
 ALWAYS_MASKED: tuple[str, ...] = (
-    r"(?i)\b(?:pass(?:word|wd|phrase|code)|secret|token)(?:\s+is)?\s*[=:]\s*([^\s,;\"']+)",
-    r"(?i)\b(?:pin|(?:access|pin|user|keypad|door)[ _-]?code)(?:\s+is)?\s*[=:#\"']*\s*([0-9]{4,16})\b",
-    r"(?i)\b(?:card|badge|fob|credential)[ _-]?(?:no\.?|number|num|id|uid)?\s*[=:#(\"']*\s*"
+    r"(?i)\b(?:pass(?:word|wd|phrase|code)|secret|token)(?: is)? {0,2}[=:] {0,2}([^\s,;\"']+)",
+    r"(?i)\b(?:pin|(?:access|pin|user|keypad|door)[ _-]?code)(?: is)? {0,2}[=:#\"']{0,2} {0,2}"
+    r"([0-9]{4,16})\b",
+    r"(?i)\b(?:card|badge|fob|credential)[ _-]?(?:no\.?|number|num|id|uid)? {0,2}[=:#(\"']{0,2} {0,2}"
     r"((?=[a-f:x-]{0,16}[0-9])[0-9a-fx][0-9a-fx:-]{2,63})",
 )
 """What is hidden in every text, by its first group: passwords, PINs, numbers of access cards. Numbers of

@@ -53,8 +53,8 @@ class Sender:
     _seen: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
 
     def times(self, digest: bytes) -> int:
-        """How often this message came here, with this time. Nobody sends a message twice over one
-        connection, so the second is another event; over a new connection the first may be a retry."""
+        """How often this message came here, with this time: the second is another event, where over a new
+        connection the first may be a retry."""
         times = self._seen.pop(digest, 0) + 1
         self._seen[digest] = times
         if len(self._seen) > _SEEN:

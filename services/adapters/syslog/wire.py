@@ -168,10 +168,7 @@ _BEFORE_BSD = re.compile(r"(?:[0-9]{1,10}: )?(?:([!-9;-~]{1,255}): )?([*.])?(?=[
 """What routers put before the time: a count, their name, and `*` for a clock that was never set."""
 _TAG = re.compile(r"([^\s:\[\]<>]{1,64})(?:\[([^\]\s]{1,64})\])?:(?:\s+|\Z)")
 _CEF = re.compile(r"(?:(.{1,255}?) )?(CEF:[01]\|.*)", re.DOTALL)
-_REPEATED = re.compile(
-    r"(?:\A|(?<=\s))(?:last )?message repeated ([0-9]{1,9}) times?(?:: ?\[\s*(.*?)\s*\]?)?\s*\Z",
-    re.DOTALL | re.IGNORECASE,
-)
+_REPEATED = re.compile(r"(?:\A|(?<=\s))(?:last )?message repeated ([0-9]{1,9}) times?", re.IGNORECASE)
 _CONTROL = dict.fromkeys((*range(0x20), 0x7F), " ")
 _WHOLE_DAY = timedelta(days=1)
 
@@ -243,8 +240,12 @@ def parse(data: bytes) -> Message:
     message.text = message.text.translate(_CONTROL).strip()
     again = _REPEATED.search(message.text)
     if again:
-        message.repeated = int(again[1])
-        message.text = (message.text[: again.start()] + (again[2] or "")).strip()
+        # rsyslog and others say which message it was: `message repeated 2 times: [ text]`.
+        rest = message.text[again.end() :].removeprefix(":").strip()
+        if not rest or rest.startswith("["):
+            message.repeated = int(again[1])
+            inner = rest.removeprefix("[").removesuffix("]").strip()
+            message.text = (message.text[: again.start()] + inner).strip()
     return message
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from services.adapters.syslog import codec, wire
 from services.adapters.syslog.codec import Decoder
+from shared import dialect
 from shared.adapter import Report
 from shared.events import Kind
 from tests.adapters.syslog.house import device
@@ -109,6 +110,29 @@ def test_structured_data_is_hidden_by_its_names() -> None:
 def test_what_is_not_secret_is_kept(text: str) -> None:
     reports = read(Decoder("box", device(), "UTC"), f"<13>tocsin: sensor=door kind=sensor.event {text}")
     assert text in reports[0].details["text"]
+
+
+HOSTILE = [
+    "card" + " " * 8000 + "x",
+    "message repeated 3 times: [" + " " * 8000 + "x",
+    "card no " * 1000,
+    'a="' * 2500,
+    "CEF:0|" + "a " * 4000,
+    "CEF:0|a|b|c|d|e|f|" + "a=" * 4000,
+    "4" * 8000,
+    "4 " * 4000,
+    "UPS: battery " * 600,
+    "Peripheral device '" + "' in slot " * 800,
+    "EVENT:1:" + "0:" * 4000,
+]
+
+
+@pytest.mark.parametrize("profile", dialect.names("services.adapters.syslog"))
+def test_long_texts_take_no_time(profile: str) -> None:
+    """None of the expressions goes back and forth over a text: this would take hours."""
+    decoder = Decoder("box", device(profile=profile, sensors={}), "UTC")
+    for text in HOSTILE:
+        read(decoder, f"<13>Mar  1 12:00:00 box {text}", f"<13>{text}")
 
 
 def test_a_reading() -> None:
