@@ -13,8 +13,6 @@ from functools import cache
 from typing import Annotated, Any, Literal, Protocol
 from zoneinfo import ZoneInfo
 
-import orjson
-
 from services.adapters.syslog.wire import FACILITIES, SEVERITIES, Message, shown
 from shared import dialect
 from shared.dialect import Memory, Point, Reader, Result
@@ -191,8 +189,8 @@ def cef(text: str) -> dict[str, Any] | None:
 
 def _json(text: str) -> dict[str, Any] | None:
     try:
-        tree = orjson.loads(text.removeprefix("@cee:").strip())
-    except orjson.JSONDecodeError:
+        tree = dialect.parse(text.removeprefix("@cee:").encode(), "json")
+    except dialect.Unreadable:
         return None
     return tree if isinstance(tree, dict) else None
 

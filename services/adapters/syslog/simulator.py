@@ -59,12 +59,13 @@ class Simulator:
         form: Form | None = None,
         framing: Framing = "octet_counting",
         tls: ssl.SSLContext | None = None,
-        timezone: str = "UTC",
+        timezone: str | None = None,
         clock_error: timedelta = timedelta(0),
     ) -> None:
         """Where to: `url` (udp://, tcp:// or tls://HOST:PORT), else TCP to host and port. `form` is that of
         its messages, by default the profile's. `tls` checks the receiver's certificate and shows the
-        device's own; `timezone` is the site's."""
+        device's own. `timezone` is the site's; without it, and without one of the device, times of RFC 3164
+        name their zone."""
         self.device_id = device_id
         self.device = device
         self.clock_error = clock_error
@@ -79,7 +80,8 @@ class Simulator:
         self._framing = framing
         self._tls = (tls or ssl.create_default_context()) if self._transport == "tls" else None
         self._form = form or device.language.profile.sends
-        self._decoder = Decoder(device_id, device, timezone)
+        self._zoned = timezone is None and device.timezone is None
+        self._decoder = Decoder(device_id, device, timezone or "UTC")
         self._turn = asyncio.Lock()
         self._link: _Link | None = None
 
@@ -111,7 +113,7 @@ class Simulator:
             known = ", ".join(sorted(self.kinds(sensor))) or "nothing"
             raise ValueError(f"no sample of the profile says {kind} of {sensor}; it can send {known}")
         time = (utcnow() + self.clock_error).astimezone(self._decoder.zone)
-        await self.send_bytes(wire.encode(message, time))
+        await self.send_bytes(wire.encode(message, time, zoned=self._zoned))
 
     async def send_bytes(self, data: bytes) -> None:
         """Send a message as it is."""

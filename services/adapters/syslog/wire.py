@@ -387,8 +387,9 @@ def _bsd_stamp(found: re.Match[str]) -> Stamp:
 # ── And back, for the simulator ──────────────────────────────────────────────────────────────────
 
 
-def encode(message: Message, time: datetime) -> bytes:
-    """A message as a device sends it. `time` is aware, and in the device's zone."""
+def encode(message: Message, time: datetime, *, zoned: bool = False) -> bytes:
+    """A message as a device sends it. `time` is aware, and in the device's zone. With `zoned` RFC 3164's
+    time names its zone, as rsyslog's and syslog-ng's may."""
     priority = FACILITIES.index(message.facility) * 8 + SEVERITIES.index(message.severity)
     if message.form == "rfc5424":
         parts = (message.host, message.app, message.pid, message.msgid)
@@ -404,7 +405,8 @@ def encode(message: Message, time: datetime) -> bytes:
     if message.form == "plain":
         return f"<{priority}>{text}".encode()
     month = _MONTHS[time.month - 1].capitalize()
-    return f"<{priority}>{month} {time.day:2} {time:%H:%M:%S} {message.host} {text}".encode()
+    stamp = time.isoformat() if zoned else f"{month} {time.day:2} {time:%H:%M:%S}"
+    return f"<{priority}>{stamp} {message.host} {text}".encode()
 
 
 _TO_ESCAPE = re.compile(r'(["\\\]])')

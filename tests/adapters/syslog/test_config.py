@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from services import rooms
+from services.adapters.syslog import codec, wire
 from services.adapters.syslog.config import Settings
+from shared.events import utcnow
 from shared.site import SiteError, load
+from tests import golden
 from tests.adapters.syslog.house import device
 
 
@@ -84,6 +87,17 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
     assert "a mask needs a group" in mistakes(tmp_path, f"address: 10.0.0.7, profile: {own}")
     own.write_text("about: a\nmask: ['x(y)']\nrules: [{kind: sensor.event}]\n")
     assert mistakes(tmp_path, f"address: 10.0.0.7, profile: {own}") == ""
+
+
+def test_the_profile_in_the_readme(tmp_path: Path) -> None:
+    readme = Path(codec.__file__).with_name("README.md").read_text()
+    own = tmp_path / "own.yaml"
+    own.write_text(readme.partition("```text\n")[2].partition("```")[0])
+    about = device(profile=str(own), sensors={"gate": {"type": "access_control", "gate": 2}})
+    message = wire.parse(b"<13>Mar  1 12:00:00 box gatectl: gate 2 forced, user code 17 was last")
+    (report,) = codec.Decoder("box", about, "UTC").read(message, utcnow(), golden.Remembered()).reports
+    assert (str(report.kind), report.sensor) == ("access.forced_open", "gate")
+    assert report.details["text"] == "gate 2 forced, user code *** was last"
 
 
 def test_either_way_can_be_left_out() -> None:

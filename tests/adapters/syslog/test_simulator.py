@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from services import rooms
 from services.adapters.syslog.simulator import ProtocolError
 from services.broker import free_port
 from shared import dialect
-from shared.events import Kind
+from shared.events import Kind, utcnow
 from shared.site import load
 from tests.adapters.syslog.house import Certificates, House, device, running, simulator
 from tests.gateway import until
@@ -73,8 +74,7 @@ async def test_the_example_runs_against_it() -> None:
     wanted = []
     async with running(house) as adapter:
         for id_, about in devices.items():
-            more = {"timezone": site.timezone}
-            async with simulator(id_, about, adapter.ports["tcp"], **more) as simulated:
+            async with simulator(id_, about, adapter.ports["tcp"]) as simulated:
                 for sensor in about.sensors:
                     kind = min(simulated.kinds(sensor))
                     await simulated.send(sensor, kind, "m")
@@ -82,6 +82,21 @@ async def test_the_example_runs_against_it() -> None:
         await house.has(len(wanted))
     assert sorted(house.kinds, key=str) == sorted(wanted, key=str)
     assert house.refused == []
+    for report in house.reports:  # whatever the site's timezone is
+        assert report.time is not None
+        assert abs(report.time - utcnow()) < timedelta(minutes=5)
+
+
+async def test_local_time() -> None:
+    about = device(profile="apc", sensors=DEVICES["apc"], timezone="Pacific/Auckland")
+    house = House({"box": about})
+    async with running(house) as adapter, simulator("box", about, adapter.ports["tcp"]) as simulated:
+        simulated.clock_error = timedelta(seconds=-95)
+        await simulated.send("smoke", Kind.SMOKE_DETECTED, "m")
+        await house.has(1)
+    (report,) = house.reports
+    assert report.time is not None
+    assert timedelta(seconds=95) <= utcnow() - report.time < timedelta(minutes=5)
 
 
 @pytest.mark.parametrize("framing", ["octet_counting", "non_transparent"])
