@@ -1,0 +1,1 @@
+"""Receives events from devices that send syslog."""
