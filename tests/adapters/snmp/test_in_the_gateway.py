@@ -7,14 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-from prometheus_client import CollectorRegistry
-
 from services import rooms
 from services.adapters.snmp.adapter import Adapter
 from services.adapters.snmp.simulator import Simulator
 from services.broker import free_port
-from shared import metrics
 from shared.adapter import Context
 from shared.events import Kind
 from shared.host import AdapterHost
@@ -64,7 +60,6 @@ class Gateway:
             made.append(Adapter(context))
             return made[0]
 
-        metrics.REGISTRY = CollectorRegistry()  # a service is started once in a process
         host = AdapterHost(self.world.runtime("adapter-snmp"), "snmp", make)
         async with gateway.running(host):
             await gateway.until(lambda: made and made[0].ready())
@@ -88,11 +83,6 @@ class Gateway:
             for event in self.events.values()
             if event["subject"] not in ("monitor", "unit")
         ]
-
-
-@pytest.fixture(autouse=True)
-def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "REGISTRY", metrics.REGISTRY)
 
 
 async def test_an_event_as_it_is_published(tmp_path: Path) -> None:

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from services import rooms
 from services.adapters.syslog import wire
 from services.adapters.syslog.adapter import Adapter
 from services.adapters.syslog.wire import Message
-from shared import metrics
 from shared.adapter import Context
 from shared.events import utcnow
 from shared.host import AdapterHost
@@ -42,15 +38,6 @@ devices:
     hostname: io
     sensors: {door: {type: access_control, reading: {active: "DI=1", normal: "DI=0", repeats: true}}}
 """
-
-
-_counter = cache(metrics.counter)
-
-
-@pytest.fixture(autouse=True)
-def _several_hosts_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would register the room's counters anew."""
-    monkeypatch.setattr(metrics, "counter", _counter)
 
 
 class Gateway:
