@@ -106,7 +106,9 @@ class Adapter(shared.adapter.Adapter):
                 self.context.rejected("config", message, device=id_)
                 self.context.lost(id_, message)
             elif id_ not in self._running:
-                session = Session(self.context, emit, id_, device, link, self._settings.queue, self._moved)
+                session = Session(
+                    self.context, emit, id_, device, link, queue=self._settings.queue, moved=self._moved
+                )
                 task = group.create_task(session.run(), name=f"bacnet {id_}")
                 self._running[id_] = _Running(device, session, task)
 
@@ -204,7 +206,7 @@ class Adapter(shared.adapter.Adapter):
             async with asyncio.timeout(_ANSWER):
                 code = await self._registered
         except (OSError, TimeoutError) as error:
-            return f"BBMD {settings.bbmd} does not answer ({error or 'time-out'}): its broadcasts do not reach us"
+            return f"BBMD {settings.bbmd} does not answer ({error or 'time-out'}): broadcasts do not reach us"
         finally:
             self._registered = None
         if code:
@@ -231,12 +233,12 @@ async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str
         except Silent:
             if device.network is not None:
                 return (
-                    f"no answer from network {device.network} address {device.mac} by way of {host}: is the router "
-                    "on, does it know that network, and is the device there?"
+                    f"no answer from network {device.network} address {device.mac} by way of {host}: is the "
+                    "router on, does it know that network, and is the device there?"
                 )
             return (
-                f"nothing answers at {host} port {port} (UDP): look at address and port of its BACnet/IP, and "
-                "at firewalls between"
+                f"nothing answers at {host} port {port} (UDP): look at address and port of its BACnet/IP, "
+                "and at firewalls between"
             )
         except WrongDevice as error:
             return str(error)
@@ -263,5 +265,6 @@ async def _try(talk: Talk, device: Device) -> str | None:
     said = codec.moment(clock[0], clock[1], ZoneInfo(device.timezone))
     off = (said - utcnow()).total_seconds() if said else 0.0
     if abs(off) > device.max_skew:
-        return f"its clock is off by {off:+.0f} s (timezone {device.timezone}): set it, or let it follow a time server"
+        zone = device.timezone
+        return f"its clock is off by {off:+.0f} s (timezone {zone}): set it, or let it follow a time server"
     return None

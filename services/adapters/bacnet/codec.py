@@ -1,11 +1,12 @@
 """BACnet/IP octets to what they say, and back. Pure: no I/O, no clock.
 
-Clauses are those of ANSI/ASHRAE 135: annex J (BACnet/IP), 6 (network layer), 20 (application layer), 21 (services
-in ASN.1). What is not spoken here (segmentation, writing, files) is not decoded.
+Clauses are those of ANSI/ASHRAE 135: annex J (BACnet/IP), 6 (network layer), 20 (application layer), 21
+(services in ASN.1). What is not spoken here (segmentation, writing, files) is not read.
 """
 
 from __future__ import annotations
 
+import datetime as calendar
 import ipaddress
 import struct
 from collections.abc import Iterator, Mapping
@@ -16,14 +17,9 @@ from zoneinfo import ZoneInfo
 
 from services.adapters.bacnet.names import (
     DEVICE,
-    EVENT_STATE,
-    EVENT_TYPE,
     LIFE_SAFETY_MODE,
-    LIFE_SAFETY_STATE,
     OBJECT_TYPE,
-    PROPERTY,
     RELIABILITY,
-    WILDCARD,
 )
 
 LONGEST = 1497
@@ -31,13 +27,17 @@ LONGEST = 1497
 MAX_APDU = 1476
 _MAX_APDU_CODE = 5
 _DEEPEST = 16
+_WHOLE_ARRAY = 0xFFFFFFFF
+"""An index that some stacks write where they mean none."""
 _LONGEST_TEXT = 512
 
 Address = tuple[str, int]
 
 
 class Malformed(ValueError):
-    """This is not what the standard allows, or not what is spoken here. The text holds nothing of the message."""
+    """This is not what the standard allows, or not what is spoken here.
+
+    The text holds nothing of the message."""
 
 
 class Bvlc(IntEnum):
@@ -127,7 +127,7 @@ Value = None | bool | int | float | str | bytes | Bits | Date | Time | ObjectId
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A tag and its content. `number` of an application tag is its type; `opening` and `closing` have none."""
+    """A tag and its content. `number` of an application tag is its type; brackets have no content."""
 
     number: int
     context: bool
@@ -228,9 +228,13 @@ def _sized(content: bytes, least: int, most: int) -> bytes:
     return content
 
 
+_CODE_PAGES = {932: "cp932", 949: "cp949", 1250: "cp1250", 1251: "cp1251", 1252: "cp1252"}
+
+
 def _text(content: bytes) -> str:
-    """Of a character string (20.2.9): UTF-8, code pages of Windows, UCS-4, UCS-2, Latin-1. What cannot be read is
-    replaced: a message text must not cost its alarm."""
+    """Of a character string (20.2.9): UTF-8, code pages of Windows, UCS-4, UCS-2, Latin-1.
+
+    What cannot be read is replaced: a message text must not cost its alarm."""
     if not content:
         raise Malformed("a character string without a character set")
     charset, text = content[0], content[1:]
@@ -239,9 +243,7 @@ def _text(content: bytes) -> str:
             made = text.decode("utf-8", "replace")
         case 1:
             page = int.from_bytes(text[:2], "big")
-            made = text[2:].decode(
-                {932: "cp932", 949: "cp949", 1250: "cp1250", 1252: "cp1252"}.get(page, "cp850"), "replace"
-            )
+            made = text[2:].decode(_CODE_PAGES.get(page, "cp850"), "replace")
         case 2:
             made = text.decode("shift_jis", "replace")
         case 3:
@@ -294,9 +296,10 @@ def content_of(value: Value) -> tuple[int, bytes]:
         case bytes():
             return 6, value
         case Date():
-            day = 255
-            if 255 not in (value.year, value.month, value.day):
-                day = datetime(value.year + 1900, value.month, value.day).isoweekday()
+            try:
+                day = calendar.date(value.year + 1900, value.month, value.day).isoweekday()
+            except ValueError:
+                day = 255
             return 10, bytes((value.year, value.month, value.day, day))
         case Time():
             return 11, bytes((value.hour, value.minute, value.second, value.hundredths))
@@ -387,7 +390,8 @@ class _Cursor:
     def inside(self, number: int) -> list[Tag]:
         """All within the brackets."""
         self.open(number)
-        found, depth = [], 0
+        found: list[Tag] = []
+        depth = 0
         while True:
             tag = self._peek()
             if tag is None:
@@ -416,7 +420,7 @@ def values(found: list[Tag]) -> list[Value]:
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """Where a device is: its IP address and port, or those of the router to its network and its address there."""
+    """Where a device is: its IP address and port, or those of its router, and its address behind that."""
 
     host: str
     port: int
@@ -695,7 +699,8 @@ def encode_multiple(object_: ObjectId, properties: tuple[int, ...]) -> bytes:
 
 
 def decode_multiple_request(data: bytes) -> list[Reference]:
-    cursor, found = _Cursor(data), []
+    cursor = _Cursor(data)
+    found: list[Reference] = []
     while not cursor.done:
         object_ = cursor.object(0)
         cursor.open(1)
@@ -796,7 +801,7 @@ class Cov:
             index = cursor.maybe_number(1)
             found = values(cursor.inside(2))
             cursor.maybe_number(3)
-            if found and index is None:
+            if found and index in (None, _WHOLE_ARRAY):
                 said[property_] = found[0]
         return cls(process, device, object_, remaining, said)
 
@@ -927,7 +932,8 @@ class Notification:
         to_state = cursor.number(11, 9)
         parameters = b"" if cursor.done else rewrite(cursor.inside(12))
         return cls(
-            process, device, object_, stamp, class_, priority, int(event_type), int(notify_type), int(to_state),
+            process, device, object_, stamp, class_, priority,
+            int(event_type), int(notify_type), int(to_state),
             text=text[:_LONGEST_TEXT] if isinstance(text, str) else None,
             ack_required=None if ack_required is None else bool(ack_required),
             from_state=None if from_state is None else int(from_state),
@@ -978,14 +984,14 @@ def parameters(notification: Notification) -> dict[str, Value]:
         return {}
     said: dict[str, Value] = {}
     if kind == 1:  # change-of-state: the new one is a choice
-        [state, *_] = cursor.inside(0) or [None]
-        if state is not None and state.context and not state.opening:
+        [state] = cursor.inside(0)[:1] or [Tag(0, False)]
+        if state.context and not state.opening:
             said["value"] = value_of(_STATE_TYPE.get(state.number, 9), state.content)
             said["property_state"] = state.number
         said["status_flags"] = cursor.maybe(1, 8)
     elif kind == 2:  # change-of-value: bits or a number
-        [new, *_] = cursor.inside(0) or [None]
-        if new is not None and new.context and not new.opening:
+        [new] = cursor.inside(0)[:1] or [Tag(0, False)]
+        if new.context and not new.opening:
             said["value"] = value_of(8 if new.number == 0 else 4, new.content)
         said["status_flags"] = cursor.maybe(1, 8)
     else:
@@ -1025,11 +1031,6 @@ NAMES: dict[str, Mapping[int, str]] = {
     },
 }  # fmt: skip
 """Names of the values of parameters."""
-
-__all__ = [
-    "EVENT_STATE", "EVENT_TYPE", "LIFE_SAFETY_STATE", "PROPERTY", "WILDCARD", "Apdu", "Cov", "IAm", "Malformed",
-    "Notification", "ObjectId", "Packet", "Reference", "Stamp", "Station", "Subscribe", "Tag",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

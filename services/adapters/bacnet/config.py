@@ -100,7 +100,8 @@ RESTORE: dict[Kind, Kind] = {
 }
 """What ends a kind."""
 _LIFE_SAFETY: dict[int, Kind | Literal["active"] | None] = {
-    0: None, 1: Kind.FIRE_SUPERVISORY, 2: "active", 3: Kind.FIRE_TROUBLE, 4: Kind.FIRE_SUPERVISORY, 5: "active",
+    0: None, 1: Kind.FIRE_SUPERVISORY, 2: "active", 3: Kind.FIRE_TROUBLE, 4: Kind.FIRE_SUPERVISORY,
+    5: "active",
     6: Kind.FIRE_TROUBLE, 7: "active", 8: Kind.DEVICE_TAMPER, 9: Kind.DEVICE_TEST, 10: Kind.DEVICE_TEST,
     11: Kind.DEVICE_TEST, 12: Kind.DEVICE_TEST, 13: Kind.INTRUSION_PANIC, 14: Kind.INTRUSION_PANIC,
     15: Kind.DEVICE_TAMPER, 16: Kind.FIRE_TROUBLE, 17: Kind.DEVICE_POWER_LOST, 18: Kind.FIRE_SUPERVISORY,
@@ -110,8 +111,8 @@ _FIRE = (SensorType.FIRE_ALARM, SensorType.SMOKE)
 
 
 def life_safety(state: int, active: Kind) -> Kind | None:
-    """What a life-safety state means where `active` is what an alarm is; None for quiet. A state of the maker's own
-    (256 and up) is a trouble."""
+    """What a life-safety state means where `active` is what an alarm is; None for quiet. A state of the
+    maker's own (256 and up) is a trouble."""
     found = _LIFE_SAFETY.get(state, Kind.FIRE_TROUBLE)
     return active if found == "active" else found
 
@@ -128,12 +129,14 @@ class Settings(shared.site.Settings):
         default=None,
         ge=0,
         le=4_194_302,
-        description="Our own device instance, for panels that look for their recipient by Who-Is. Without it the "
+        description="Our own device instance, for panels that look for their recipient by Who-Is. Without "
+        "it the "
         "gateway does not answer Who-Is; a recipient by address needs none.",
     )
     bbmd: NetAddress | None = Field(
         default=None,
-        description="BBMD to register with as a foreign device, where the panels' broadcasts would not reach us.",
+        description="BBMD to register with as a foreign device, where the panels' broadcasts would not "
+        "reach us.",
     )
     bbmd_ttl: int = Field(
         default=120,
@@ -157,8 +160,10 @@ class Sensor(shared.site.Sensor):
     )
     by: Literal["cov", "poll", "events"] = Field(
         default="cov",
-        description="How its state is learned: by subscription to its changes (cov; polled where the device refuses), "
-        "by asking (poll), or by the event notifications that the device sends us (events; they have time and text).",
+        description="How its state is learned: by subscription to its changes (cov; polled where the "
+        "device refuses), "
+        "by asking (poll), or by the event notifications that the device sends us (events; they have time "
+        "and text).",
     )
     enrollments: tuple[Object, ...] = Field(
         default=(),
@@ -180,7 +185,8 @@ class Sensor(shared.site.Sensor):
     states: dict[str, Kind | None] = Field(
         default={},
         max_length=256,
-        description="What its states mean: numbers (or names of life-safety states) to kinds, null for normal. Needed "
+        description="What its states mean: numbers (or names of life-safety states) to kinds, null for "
+        "normal. Needed "
         "for multi-state objects; for life-safety objects it changes single states.",
     )
     inverted: bool = Field(default=False, description="Of a binary object: inactive is its alarm.")
@@ -195,7 +201,8 @@ class Sensor(shared.site.Sensor):
     )
     first: bool | None = Field(
         default=None,
-        description="Report an alarm that stands already when the sensor is seen for the very first time; by default "
+        description="Report an alarm that stands already when the sensor is seen for the very first time; "
+        "by default "
         "for fire_alarm, smoke and life-safety objects.",
     )
 
@@ -217,8 +224,8 @@ class Sensor(shared.site.Sensor):
         return self.first
 
     def state(self, value: int) -> Kind | None:
-        """What a numbered state means: of a multi-state or life-safety object. One that the site file does not
-        name is normal for a multi-state object."""
+        """What a numbered state means: of a multi-state or life-safety object. One that the site file does
+        not name is normal for a multi-state object."""
         found = object_id(self.object)
         for key in (str(value), LIFE_SAFETY_STATE.get(value, "") if found.type in LIFE_SAFETY else ""):
             if key in self.states:

@@ -43,7 +43,7 @@ class Link(asyncio.DatagramProtocol):
         result: Callable[[Address, Packet], None] | None = None,
         damaged: Callable[[Address, str], None] | None = None,
     ) -> None:
-        """`heard` is told of requests, `result` of what the link layer answers, `damaged` of bad datagrams."""
+        """`heard` is told of requests, `result` of the link layer's answers, `damaged` of bad datagrams."""
         self._address = (host, port)
         self._heard = heard
         self._result = result
@@ -85,7 +85,7 @@ class Link(asyncio.DatagramProtocol):
     def reply(self, to: Station, apdu: bytes) -> None:
         self.send(codec.pack(apdu, to), (to.host, to.port))
 
-    async def ask(self, to: Station, service: int, data: bytes, *, timeout: float, retries: int) -> Apdu:
+    async def ask(self, to: Station, service: int, data: bytes, *, patience: float, retries: int) -> Apdu:
         """The answer to a confirmed request. Raises `Silent` and `Refused`."""
         invoke = self._next.get(to, 0)
         for _ in range(_MOST_QUESTIONS):
@@ -101,12 +101,12 @@ class Link(asyncio.DatagramProtocol):
         try:
             for _ in range(retries + 1):
                 self.send(datagram, (to.host, to.port))
-                await asyncio.wait([question.answer], timeout=timeout)
+                await asyncio.wait([question.answer], timeout=patience)
                 if question.answer.done():
                     return _granted(question.answer.result())
         finally:
             del self._questions[to, invoke]
-        raise Silent(f"no answer from {to} after {retries + 1} attempts of {timeout:g} s")
+        raise Silent(f"no answer from {to} after {retries + 1} attempts of {patience:g} s")
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
         sender = (addr[0], addr[1])

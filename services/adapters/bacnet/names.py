@@ -54,7 +54,8 @@ EVENT_TYPE = {
 NOTIFY_TYPE = {0: "alarm", 1: "event", 2: "ack-notification"}
 
 LIFE_SAFETY_STATE = {
-    0: "quiet", 1: "pre-alarm", 2: "alarm", 3: "fault", 4: "fault-pre-alarm", 5: "fault-alarm", 6: "not-ready",
+    0: "quiet", 1: "pre-alarm", 2: "alarm", 3: "fault", 4: "fault-pre-alarm", 5: "fault-alarm",
+    6: "not-ready",
     7: "active", 8: "tamper", 9: "test-alarm", 10: "test-active", 11: "test-fault", 12: "test-fault-alarm",
     13: "holdup", 14: "duress", 15: "tamper-alarm", 16: "abnormal", 17: "emergency-power", 18: "delayed",
     19: "blocked", 20: "local-alarm", 21: "general-alarm", 22: "supervisory", 23: "test-supervisory",
@@ -84,7 +85,8 @@ ERROR_CLASS = {
 ERROR_CODE = {
     0: "other", 16: "missing-required-parameter", 25: "operational-problem", 27: "read-access-denied",
     29: "service-request-denied", 30: "timeout", 31: "unknown-object", 32: "unknown-property",
-    33: "unsupported-object-type", 37: "value-out-of-range", 18: "no-space-for-object",
+    36: "unsupported-object-type", 40: "write-access-denied", 37: "value-out-of-range",
+    18: "no-space-for-object", 79: "unknown-subscription",
     19: "no-space-to-add-list-element", 42: "invalid-array-index", 43: "cov-subscription-failed",
     44: "not-cov-property", 45: "optional-functionality-not-supported", 50: "property-is-not-an-array",
 }  # fmt: skip

@@ -21,8 +21,8 @@ class Ourselves:
             Confirmed.COV_NOTIFICATION, Confirmed.EVENT_NOTIFICATION, Confirmed.READ_PROPERTY,
             Confirmed.READ_PROPERTY_MULTIPLE,
         }  # fmt: skip
-        # Bits of BACnetServicesSupported: confirmed services by number, then I-Am 26, unconfirmed COV 28 and event 29,
-        # Who-Is 34.
+        # Bits of BACnetServicesSupported: confirmed services by number, then I-Am 26, unconfirmed COV 28
+        # and event 29, Who-Is 34.
         services = Bits(each in {*spoken, 26, 28, 29, 34} for each in range(_SERVICES))
         said = {
             "object-identifier": [self._id],

@@ -1,11 +1,12 @@
-"""What a device's notifications and values mean: reports, and what to remember. Pure; the memory is passed in.
+"""What a device's notifications and values mean: reports, and what to remember. Pure.
 
-A value is a level: only a change of what it means, against what is remembered, is an event. An event notification is
-a transition with a time stamp: the same one told twice, or told and then read, is one event.
+A value is a level: only a change of what it means, against what is remembered, is an event. An event
+notification is a transition with a time stamp: the same one told twice, or told and then read, is one event.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,20 @@ class Result:
     reports: list[Report] = field(default_factory=list)
     memory: dict[str, str | None] = field(default_factory=dict)
     tamper: dict[str, bool] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Said:
+    """What a report is made of, besides sensor and kind."""
+
+    native: Mapping[str, str]
+    details: Mapping[str, str]
+    stamp: Stamp | None = None
+    identity: str | None = None
+    transition: bool = False
+    """It tells of a change, not of how it is."""
+    was: Kind | None = None
+    """What it was in before, if that is not remembered."""
 
 
 def property_number(name: str) -> int:
@@ -97,7 +112,7 @@ class Reading:
                 identity = _identity(object_, int(state), stamp)
             else:
                 stamp = None
-        self._turn(name, about, now, native, details, stamp, identity, result)
+        self._turn(name, now, _Said(native, details, stamp, identity), result)
         return result
 
     def _condition(self, name: str, about: Sensor, said: Mapping[int, Value]) -> Kind | None:
@@ -159,47 +174,38 @@ class Reading:
         names = self.sensors_of(said.object)
         if said.notify_type == _ACKNOWLEDGED:
             details["acknowledged"] = native["code"]
-            for name in names or [None]:
-                self._say(name, Kind.SENSOR_EVENT, native, details, said.stamp, f"ack {identity}", result)
+            ack = _Said(native, details, said.stamp, f"ack {identity}")
+            for one in names or (None,):
+                self._say(one, Kind.SENSOR_EVENT, ack, result)
             return result
+        transition = _Said(native, details, said.stamp, identity, transition=True)
         if not names:
-            self._say(None, self._unlisted(said, values), native, details, said.stamp, identity, result)
+            self._say(None, self._unlisted(said, values), transition, result)
         for name in names:
-            self._transition(name, said, values, native, details, identity, result)
+            about = self._device.sensors[name]
+            again = self._recall(self._seen(said.object)) == identity
+            if about.by == "events":
+                result.memory[self._seen(said.object)] = identity
+            now = self._after(name, said, values)
+            if said.from_state:
+                transition.was = about.trouble if said.from_state == _FAULT else about.alarm
+            anew = about.by == "events" and now is not None and not again
+            self._turn(name, now, transition, result, anew=anew)
         return result
 
-    def _transition(
-        self,
-        name: str,
-        said: Notification,
-        values: Mapping[str, Value],
-        native: Mapping[str, str],
-        details: Mapping[str, str],
-        identity: str,
-        result: Result,
-    ) -> None:
+    def _seen(self, object_: ObjectId) -> str:
+        return f"seen/{self._id}/{object_}"
+
+    def _after(self, name: str, said: Notification, values: Mapping[str, Value]) -> Kind | None:
+        """What the sensor is in after a transition: as its value is judged, where it has one."""
         about = self._device.sensors[name]
         of_itself = object_id(about.object) == said.object
-        value = values.get("value") if said.event_type in (1, 8) else None
-        now: Kind | None = None
-        judged = False
         if of_itself and about.by != "events" and said.to_state != _FAULT and "value" in values:
-            try:  # as its values are judged, so that both say the same
-                now, judged = self._of_value(name, about, values["value"]), True
-            except Unusable:
-                pass
-        if judged and now is None and _is_troubled(values.get("status_flags")):
-            now = about.trouble
-        if not judged:
-            now = self._of_state(about, said.to_state, value if of_itself or said.event_type == 8 else None)
-        key = f"seen/{self._id}/{said.object}"
-        again = self._recall(key) == identity
-        if about.by == "events":
-            result.memory[key] = identity
-        self._turn(
-            name, about, now, native, details, said.stamp, identity, result,
-            anew=about.by == "events" and now is not None and not again,
-        )  # fmt: skip
+            with contextlib.suppress(Unusable):
+                now = self._of_value(name, about, values["value"])
+                return about.trouble if now is None and _is_troubled(values.get("status_flags")) else now
+        numbered = said.event_type == 8 or (said.event_type == 1 and of_itself)
+        return self._of_state(about, said.to_state, values.get("value") if numbered else None)
 
     @staticmethod
     def _unlisted(said: Notification, values: Mapping[str, Value]) -> Kind:
@@ -233,7 +239,7 @@ class Reading:
             state = EVENT_STATE.get(each.state, str(each.state))
             native = {"object": str(each.object), "code": state, "by": "read"}
             details = {"to_state": state, "acknowledged": codec.word(all(each.acknowledged))}
-            self._say(None, kind, native, details, stamp, identity, result)
+            self._say(None, kind, _Said(native, details, stamp, identity), result)
         if now != known:
             result.memory[key] = "\n".join(sorted(now)) or None
         return result
@@ -246,46 +252,30 @@ class Reading:
     def _known(self, name: str, about: Sensor) -> str | None:
         return self._recall(self._key(about))
 
-    def _turn(
-        self,
-        name: str,
-        about: Sensor,
-        now: Kind | None,
-        native: Mapping[str, str],
-        details: Mapping[str, str],
-        stamp: Stamp | None,
-        identity: str | None,
-        result: Result,
-        *,
-        anew: bool = False,
-    ) -> None:
+    def _turn(self, name: str, now: Kind | None, said: _Said, result: Result, *, anew: bool = False) -> None:
         """From what is remembered to what is now; `anew` tells it again although it is the same."""
+        about = self._device.sensors[name]
         known = self._known(name, about)
         result.tamper[name] = now is Kind.DEVICE_TAMPER
         if known == (now.value if now else _NORMAL) and not anew:
             return
         result.memory[self._key(about)] = now.value if now else _NORMAL
-        if identity is not None and about.by == "events":
-            result.memory[f"seen/{self._id}/{object_id(about.object)}"] = identity
-        if known is None and stamp is None and not about.tells_first:
+        if said.identity is not None and about.by == "events":
+            result.memory[self._seen(object_id(about.object))] = said.identity
+        if known is None and not said.transition and not about.tells_first:
             return
-        was = Kind(known) if known and known != _NORMAL and known in Kind._value2member_map_ else None
+        was = Kind(known) if known and known in Kind._value2member_map_ else None
+        if known is None:
+            was = said.was
         ended = _restore(about, was)
         if ended is not None and was != now and (now is None or _restore(about, now) != ended):
-            self._say(name, ended, native, {**details, "was": str(was)}, stamp, identity, result)
+            end = _Said(said.native, {**said.details, "was": str(was)}, said.stamp, said.identity)
+            self._say(name, ended, end, result)
         if now is not None:
-            self._say(name, now, native, details, stamp, identity, result)
+            self._say(name, now, said, result)
 
-    def _say(
-        self,
-        name: str | None,
-        kind: Kind,
-        native: Mapping[str, str],
-        details: Mapping[str, str],
-        stamp: Stamp | None,
-        identity: str | None,
-        result: Result,
-    ) -> None:
+    def _say(self, name: str | None, kind: Kind, said: _Said, result: Result) -> None:
+        stamp = said.stamp
         unique = stamp is not None and stamp.unique
         result.reports.append(
             Report(
@@ -293,11 +283,11 @@ class Reading:
                 sensor=name,
                 kind=kind,
                 time=codec.moment(stamp.date, stamp.time, self._zone) if stamp else None,
-                vendor_id=identity if unique else None,
-                running=identity or "",
-                repeat_window=_RECURS if identity and not unique else None,
-                native=dict(native),
-                details=dict(details),
+                vendor_id=said.identity if unique else None,
+                running=said.identity or "",
+                repeat_window=_RECURS if said.identity and not unique else None,
+                native=dict(said.native),
+                details=dict(said.details),
             )
         )
 

@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 from services.adapters.bacnet import codec
 from services.adapters.bacnet.codec import (
     Apdu,
-    Bits,
     Confirmed,
     Cov,
     Date,
@@ -34,7 +33,7 @@ from services.adapters.bacnet.codec import (
 )
 from services.adapters.bacnet.config import Device, Sensor, host_and_port, object_id
 from services.adapters.bacnet.link import Link, Refused, Silent
-from services.adapters.bacnet.names import DEVICE, ENROLLMENT, PROPERTY, WILDCARD
+from services.adapters.bacnet.names import DEVICE, ENROLLMENT, ERROR_CODE, PROPERTY, WILDCARD
 from services.adapters.bacnet.reading import Reading, Result, Unusable, property_number
 from shared.adapter import Context, Emit, StoreFull
 
@@ -100,7 +99,7 @@ class Talk:
     async def ask(self, service: int, data: bytes) -> Apdu:
         """Raises `Silent` and `Refused`."""
         return await self.link.ask(
-            self.station, service, data, timeout=self.device.timeout, retries=self.device.retries
+            self.station, service, data, patience=self.device.timeout, retries=self.device.retries
         )
 
     async def read(self, object_: ObjectId, property_: int) -> list[Tag]:
@@ -182,8 +181,6 @@ class Talk:
 
 
 def _why(error: tuple[int, int]) -> str:
-    from services.adapters.bacnet.names import ERROR_CODE  # noqa: PLC0415
-
     return ERROR_CODE.get(error[1], str(error[1]))
 
 
@@ -197,6 +194,7 @@ class Session:
         id_: str,
         device: Device,
         link: Link,
+        *,
         queue: int,
         moved: Callable[[Session], None],
     ) -> None:
@@ -261,7 +259,7 @@ class Session:
             self._again = True
             self._context.rejected(
                 "overflow",
-                "more notifications than the disk takes: those not confirmed are lost, their states will be read; "
+                "more notifications than the disk takes: unconfirmed ones are lost and states read again; "
                 "look at the disk, or raise `queue`",
                 device=self.id,
             )
@@ -460,7 +458,8 @@ class Session:
         except Refused as refused:
             if not point.missing:
                 self._context.rejected(
-                    "unreadable", f"{about.object} cannot be read ({refused}): look at `object` and `property`",
+                    "unreadable",
+                    f"{about.object} cannot be read ({refused}): look at `object` and `property`",
                     device=self.id, sensor=name,
                 )  # fmt: skip
                 self._context.state(name, online=False)
@@ -539,6 +538,3 @@ def _understood(found: dict[int, list[Tag] | str]) -> tuple[dict[int, Value], li
         elif values := codec.values(each):
             said[number] = values[0]
     return said, stamps
-
-
-__all__ = ["Bits", "Session", "Talk", "WrongDevice", "resolve"]

@@ -146,8 +146,8 @@ class _Object:
 class Simulator:
     """The device `device_id` of the site file. An async context manager.
 
-    `send` may be called at once from several tasks. Until the gateway has taken a notification it is repeated,
-    and what was subscribed is forgotten when the simulator ends, as in a device that loses its power.
+    `send` may be called at once from several tasks. Until the gateway has taken a notification it is
+    repeated, and what was subscribed is forgotten when the simulator ends, as when a device loses its power.
     """
 
     KINDS: frozenset[Kind] = frozenset(Kind) - {Kind.DEVICE_CLOCK_WRONG}
@@ -165,8 +165,8 @@ class Simulator:
         multiple: bool = True,
         patience: float = 1.0,
     ) -> None:
-        """It listens on `host` and UDP `port`. Without `cov` it takes no subscriptions, without `multiple` it does not
-        know ReadPropertyMultiple; after `patience` seconds it repeats a notification."""
+        """It listens on `host` and UDP `port`. Without `cov` it takes no subscriptions, without `multiple` it
+        does not know ReadPropertyMultiple; after `patience` seconds it repeats a notification."""
         self.device_id = device_id
         self.device = device
         self.faults: list[str] = []
@@ -223,11 +223,11 @@ class Simulator:
         return about.normal if about.normal and kind == about.alarm else RESTORE.get(kind)
 
     async def send(self, sensor: str, kind: Kind, marker: str) -> None:
-        """Bring the sensor's object to where it reports `kind`, and return once the gateway has acknowledged that (of a
-        sensor that is polled: has read it).
+        """Bring the sensor's object to where it reports `kind`, and return once the gateway has acknowledged
+        that (of a sensor that is polled: has read it).
 
-        `marker` is the message text of an event notification; a change of value has room for none. A state that is
-        there already is left first. Raises ValueError for a kind that it cannot report.
+        `marker` is the message text of an event notification; a change of value has room for none. A state
+        that is there already is left first. Raises ValueError for a kind that it cannot report.
         """
         if kind not in self.kinds(sensor):
             raise ValueError(
@@ -308,7 +308,7 @@ class Simulator:
                 self.recipient,
                 Confirmed.EVENT_NOTIFICATION,
                 event.encode(),
-                timeout=self._patience,
+                patience=self._patience,
                 retries=2,
             )
         except Silent:
@@ -320,16 +320,17 @@ class Simulator:
 
     async def _tell(self, object_: _Object, to: _Subscription) -> bool:
         values = self._values(object_)
+        told = (to.property or PROPERTY["present-value"], PROPERTY["status-flags"])
         said = Cov(
             to.process, ObjectId(DEVICE, self.instance), object_.id, max(0, int(to.until - time.monotonic())),
-            {number: values[number] for number in (to.property or PROPERTY["present-value"], PROPERTY["status-flags"])},
+            {number: values[number] for number in told},
         )  # fmt: skip
         if not to.confirmed:
             self._link.reply(to.station, codec.unconfirmed(Unconfirmed.COV_NOTIFICATION, said.encode()))
             return True
         try:
             await self._link.ask(
-                to.station, Confirmed.COV_NOTIFICATION, said.encode(), timeout=self._patience, retries=2
+                to.station, Confirmed.COV_NOTIFICATION, said.encode(), patience=self._patience, retries=2
             )
         except Silent:
             return False
@@ -369,9 +370,11 @@ class Simulator:
         for object_ in self._objects.values():
             object_.subscriptions.clear()
         said = codec.IAm(ObjectId(DEVICE, self.instance), codec.MAX_APDU, 3, 0)
-        self._link.send(
-            codec.pack(codec.unconfirmed(Unconfirmed.I_AM, said.encode()), function=codec.Bvlc.BROADCAST), to
-        )
+        self.broadcast(codec.unconfirmed(Unconfirmed.I_AM, said.encode()), to)
+
+    def broadcast(self, apdu: bytes, to: Address) -> None:
+        """Send as a broadcast what reaches `to`: the broadcast address, or one station that would hear it."""
+        self._link.send(codec.pack(apdu, function=codec.Bvlc.BROADCAST), to)
 
     # ── the protocol ─────────────────────────────────────────────────────────────────────────────
 

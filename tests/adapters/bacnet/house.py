@@ -79,8 +79,9 @@ def running(house: House) -> AbstractAsyncContextManager[Adapter]:
 @asynccontextmanager
 async def panel(**more: Any) -> AsyncIterator[tuple[House, Simulator]]:
     """A simulated device, and a gateway that has it as `panel` and is not running yet."""
-    own = {key: more.pop(key) for key in ("cov", "multiple", "patience") if key in more}
-    async with Simulator("panel", device(**more), secret, **({"patience": 0.2} | own)) as simulator:
+    own: dict[str, Any] = {key: more.pop(key) for key in ("cov", "multiple", "patience") if key in more}
+    own.setdefault("patience", 0.2)
+    async with Simulator("panel", device(**more), secret, **own) as simulator:
         yield House({"panel": device(simulator.port, **more)}), simulator
 
 
