@@ -310,9 +310,9 @@ def test_the_names_are_those_of_the_standard() -> None:
 async def bbmd() -> AsyncIterator[tuple[Any, int]]:
     """A BBMD made with bacpypes3; what it gets from its own network is `broadcast`."""
     pytest.importorskip("bacpypes3", reason="no bacpypes3 (pip install bacpypes3)")
-    from bacpypes3.ipv4.app import BBMDApplication  # type: ignore[import-untyped]  # noqa: PLC0415
-    from bacpypes3.local.device import DeviceObject  # type: ignore[import-untyped]  # noqa: PLC0415
-    from bacpypes3.pdu import IPv4Address  # type: ignore[import-untyped]  # noqa: PLC0415
+    from bacpypes3.ipv4.app import BBMDApplication  # noqa: PLC0415
+    from bacpypes3.local.device import DeviceObject  # noqa: PLC0415
+    from bacpypes3.pdu import IPv4Address  # noqa: PLC0415
 
     port = free_udp_port()
     own = DeviceObject(objectIdentifier=("device", 9), objectName="bbmd", vendorIdentifier=999)
