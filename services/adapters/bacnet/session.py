@@ -40,8 +40,8 @@ from shared.adapter import Context, Emit, StoreFull
 PROCESS = 1
 """Our process identifier, always the same: a subscription after a restart replaces the one before."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
-_GREETING = 5.0
-"""Seconds for which the I-Ams of a device that (re)started count once."""
+_GREETING = 30.0
+"""Seconds for which I-Ams of a device count once: it says them whenever anybody asks who is there, too."""
 _REMEMBERED_ALARMS = 256
 _PRESENT_VALUE = PROPERTY["present-value"]
 _STAMPS = PROPERTY["event-time-stamps"]
@@ -80,9 +80,11 @@ class _Point:
 
 async def resolve(host: str) -> str:
     """The IPv4 address of a host. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host, None, family=socket.AF_INET, type=socket.SOCK_DGRAM
-    )
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_DGRAM)
+    except UnicodeError:
+        raise OSError("it cannot be a host name") from None
     return str(found[0][4][0])
 
 
@@ -164,12 +166,12 @@ class Talk:
         return found
 
     async def clock(self) -> tuple[Date, Time] | None:
-        """Its date and time; None if it has no clock. Raises `Silent` and `Malformed`."""
+        """Its date and time; None if it has none, or it cannot be read. Raises `Silent`."""
         assert self.instance is not None
         own = ObjectId(DEVICE, self.instance)
         try:
             said = await self.read_all(own, (PROPERTY["local-date"], PROPERTY["local-time"]))
-        except Refused:
+        except (Refused, Malformed):
             return None
         both = [said.get(PROPERTY[name]) for name in ("local-date", "local-time")]
         found = [codec.values(each)[:1] for each in both if isinstance(each, list)]
@@ -455,7 +457,7 @@ class Session:
             ):
                 raise Refused(why, why)
             said, stamps = _understood(found)
-        except Refused as refused:
+        except (Refused, Malformed) as refused:
             if not point.missing:
                 self._context.rejected(
                     "unreadable",
@@ -463,7 +465,7 @@ class Session:
                     device=self.id, sensor=name,
                 )  # fmt: skip
                 self._context.state(name, online=False)
-            point.missing = refused.code
+            point.missing = str(refused)
             return
         if point.missing:
             self._context.state(name, online=True)
@@ -490,9 +492,12 @@ class Session:
             data = b"" if last is None else codec.context(0, last)
             try:
                 answer = await talk.ask(Confirmed.GET_EVENT_INFORMATION, data)
+                events, more = codec.decode_event_information(answer.data)
             except Refused:
                 return  # it does not know that service
-            events, more = codec.decode_event_information(answer.data)
+            except Malformed as error:
+                self._bad(f"its standing alarms: {error}")
+                return
             for each in events:
                 if not self._reading.sensors_of(each.object):
                     found[str(each.object)] = each

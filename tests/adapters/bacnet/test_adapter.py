@@ -8,7 +8,7 @@ from services.adapters.bacnet import codec
 from services.adapters.bacnet.codec import Confirmed, Stamp
 from services.adapters.bacnet.simulator import Simulator
 from shared.events import Kind
-from tests.adapters.bacnet.house import House, at_work, device, panel, running, secret, until
+from tests.adapters.bacnet.house import House, at_work, device, panel, running, secret, settings, until
 
 
 async def test_what_is_subscribed_polled_and_notified_arrives() -> None:
@@ -226,6 +226,45 @@ async def test_a_change_of_one_device_leaves_the_other_alone() -> None:
             await two.send("zone", Kind.FIRE_ALARM, "")
             assert two.asked.count(subscribed) == 4
     assert [(report.device, str(report.kind)) for report in house.reports] == [("two", "fire.alarm")]
+
+
+async def test_a_change_of_settings_begins_all_anew() -> None:
+    async with panel() as (house, simulator), running(house) as adapter:
+        await until(lambda: house.met(*simulator.device.sensors))
+        seen = len(house.alive)
+        house.change(settings=settings(instance=77))
+        await until(lambda: house.met(*simulator.device.sensors, since=seen) and adapter.port)
+        await simulator.send("zone", Kind.FIRE_ALARM, "")
+    assert house.kinds == [("fire.alarm", "zone")]
+
+
+async def test_a_wrong_name_or_object_costs_only_itself() -> None:
+    sensors = {
+        "gone": {"type": "smoke", "object": "life-safety-point:99"},
+        "zone": {"type": "fire_alarm", "object": "life-safety-zone:1"},
+    }
+    async with panel() as (_, simulator):
+        house = House(
+            {
+                "nowhere": device().model_copy(update={"address": "a..b"}),
+                "panel": device(simulator.port, sensors=sensors),
+            }
+        )
+        async with running(house):
+            await until(lambda: house.met("zone") and house.losses)
+            await simulator.send("zone", Kind.FIRE_ALARM, "")
+    assert house.kinds == [("fire.alarm", "zone")]
+    assert [device for device, _ in house.losses][:1] == ["nowhere"]
+    assert house.refused == ["unreadable"]
+    assert ("gone", {"online": False}) in house.states
+
+
+async def test_notifications_of_strangers_are_not_taken() -> None:
+    async with at_work() as (house, simulator), Simulator("other", device(), secret, patience=0.1) as other:
+        other.recipient = simulator.recipient
+        assert not await other.notify(other.notification("smoke", 0, Stamp(sequence=1), "forged"))
+        assert not house.reports
+    assert set(house.refused) == {"unknown_device"}
 
 
 async def test_hostile_datagrams_cost_nothing_else() -> None:
