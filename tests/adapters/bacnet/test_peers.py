@@ -1,11 +1,14 @@
-"""Against BACnet stacks that others wrote: @bacnet-js/client (npm) as a client and as a fire panel, and
-bacpypes3 as a panel whose values are subscribed and as a BBMD."""
+"""Against BACnet stacks that others wrote: @bacnet-js/client (npm) as a client and as a fire panel,
+bacpypes3 as a device whose values are subscribed and as a BBMD, bac-py as a panel with intrinsic
+reporting."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +22,7 @@ from services.adapters.bacnet.codec import Station, Unconfirmed
 from services.adapters.bacnet.simulator import Simulator
 from shared.events import Kind
 from tests.adapters.bacnet.house import House, device, running, secret, until
-from tests.peers import clean_environment, npm_package, program
+from tests.peers import clean_environment, npm_package, program, pypi_venv
 
 SCRIPTS = Path(__file__).parent / "peers"
 CLIENT = ("@bacnet-js/client", "3.3.2")
@@ -58,11 +61,19 @@ class Peer:
 @asynccontextmanager
 async def node(script: str, *arguments: str) -> AsyncIterator[Peer]:
     modules = await asyncio.to_thread(npm_package, *CLIENT)
+    interpreter = program("node", "apt-get install nodejs")
     port = free_udp_port()
+    async with talking(port, interpreter, script, *arguments, str(port), NODE_PATH=str(modules)) as made:
+        yield made
+
+
+@asynccontextmanager
+async def talking(
+    port: int, interpreter: str, script: str, *arguments: str, **more: str
+) -> AsyncIterator[Peer]:
     process = await asyncio.create_subprocess_exec(
-        program("node", "apt-get install nodejs"), str(SCRIPTS / script), *arguments, str(port),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        env=clean_environment(NODE_PATH=str(modules)),
+        interpreter, str(SCRIPTS / script), *arguments,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=clean_environment(**more),
     )  # fmt: skip
     made = Peer(process, port)
     try:
@@ -202,6 +213,40 @@ async def test_the_probe_at_another_panel() -> None:
         said = await probe(device(panel.port, sensors={"a": missing}), secret)
         assert said is not None
         assert "life-safety-point:8 cannot be read (error object: unknown-object)" in said
+
+
+# ── bac-py ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def python_for_bac_py() -> str:
+    """It needs Python 3.13, which no package registry has: so this is no peer that must be there."""
+    found = shutil.which("python3.13")
+    if not found or subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode:
+        pytest.skip("no Python 3.13 on this machine, which bac-py needs")
+    return found
+
+
+async def test_the_intrinsic_alarms_of_another_panel() -> None:
+    """Its own algorithm finds the alarm; its notification class names us as the recipient."""
+    found = python_for_bac_py()
+    python = await asyncio.to_thread(pypi_venv, "bac-py", "1.5.7", python_program=found)
+    port = free_udp_port()
+    smoke = {"type": "smoke", "object": "life-safety-point:7", "by": "events"}
+    house = House({"panel": device(port, sensors={"smoke": smoke}, timezone=None, timeout="1s")})
+    async with running(house) as adapter:
+        arguments = (str(port), str(adapter.port))
+        async with talking(port, str(python), "panel.py", *arguments) as panel:
+            await until(lambda: house.met("smoke"), 30)
+            assert panel.process.stdin
+            house.committing.clear()
+            panel.process.stdin.write(b"ALARM\n")
+            await asyncio.sleep(1.5)  # it repeats meanwhile
+            house.committing.set()
+            await until(lambda: house.kinds == [("smoke.detected", "smoke")])
+            panel.process.stdin.write(b"FAULT\nQUIET\n")
+            await until(lambda: house.kinds[-1] == ("smoke.cleared", "smoke"))
+    assert house.reports[0].details["priority"] == "10"
+    assert house.reports[0].native["event_type"] == "change-of-life-safety"
 
 
 # ── bacpypes3 ────────────────────────────────────────────────────────────────────────────────────
