@@ -55,9 +55,10 @@ def npm_package(name: str, version: str) -> Path:
     return home / "node_modules"
 
 
-def pypi_venv(name: str, version: str) -> Path:
+def pypi_venv(name: str, version: str, *, python_program: str = sys.executable) -> Path:
     """The Python of an environment that holds nothing but a package of PyPI (and what that needs),
-    made on first use in the cache: for peers that cannot share the tests' own environment."""
+    made on first use in the cache: for peers that cannot share the tests' own environment, or need
+    another Python (`python_program`)."""
     home = _CACHE / "pypi" / f"{name}-{version}"
     home.mkdir(parents=True, exist_ok=True)
     python = home / "venv" / "bin" / "python"
@@ -66,7 +67,7 @@ def pypi_venv(name: str, version: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it at once
         if not done.exists():
             made = subprocess.run(
-                [sys.executable, "-m", "venv", "--clear", str(python.parents[1])],
+                [python_program, "-m", "venv", "--clear", str(python.parents[1])],
                 capture_output=True, text=True, check=False, timeout=300,
             )  # fmt: skip
             if not made.returncode:

@@ -1,0 +1,1 @@
+"""Receives events from bacnet devices."""
