@@ -32,7 +32,8 @@ from shared.site import SecretRef
 log = logging.getLogger("tocsin.adapter.modbus")
 
 _PAUSES = (0.1, 10.0)
-"""Seconds between tries of a device that does not answer: they grow from the first to the second."""
+"""Seconds between tries of a device that does not answer; once it counts as offline they grow from the
+first to the second."""
 _SHARE = 5.0
 """A device that does not answer is left alone for so many times as long as it made its line wait, so
 that it does not hold up others there."""
@@ -205,7 +206,7 @@ class _Poller:
                 lost = failures > self._device.retries
                 if lost:
                     self._gone(error)
-                pause = min(_PAUSES[1], max(_PAUSES[0], pause * 2))
+                pause = min(_PAUSES[1], pause * 2) if pause and lost else _PAUSES[0]
                 if lost and isinstance(error, NoAnswer):
                     pause = min(_LONGEST_PAUSE, max(pause, _SHARE * (loop.time() - began)))
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)

@@ -276,6 +276,9 @@ class Form(Model):
 
     @model_validator(mode="after")
     def _steps(self) -> Form:
+        for name in self.fields:
+            if name in Sensor.model_fields:
+                raise mistake(f'"{name}" is a key of every sensor', "choose another name for the field")
         for reading in (*self.points, *self.details.values()):
             for name in (*reading.step, *([reading.packed] if reading.packed else ())):
                 if name not in self.fields:

@@ -15,9 +15,9 @@ import os
 import random
 import socket
 import ssl
+import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -164,43 +164,47 @@ class _Wire(TransactionManager):
         self.heard = b""
         """The beginning of what came since the last request."""
         self._count = 0
+        self._lost: Exception = ConnectionResetError()
 
     async def ask(self, request: ModbusPDU, patience: float) -> ModbusPDU:
         """Raises TimeoutError, ConnectionError, or NoAnswer for what cannot be understood."""
         self.heard, self._count = b"", 0
         if not self.transport:
-            raise ConnectionResetError
+            raise self._lost
         request.transaction_id = self.getNextTID()
         self.response_future = asyncio.get_running_loop().create_future()
         self.pdu_send(request)
         async with asyncio.timeout(patience):
             answer: ModbusPDU = await self.response_future
-            return answer
+        if self._mbap and answer.transaction_id != request.transaction_id:
+            raise NoAnswer("it answers another transaction than the one asked for")
+        return answer
 
-    def other_unit(self, unit: int) -> int | None:
-        """The unit that answered instead of `unit`, over TCP."""
-        if self._mbap and len(self.heard) >= 8 and self.heard[6] != unit:
+    def speaks(self) -> int | None:
+        """The unit that a frame of Modbus TCP came from, if what came was one."""
+        if self._mbap and len(self.heard) >= 8 and self.heard[2:5] == b"\0\0\0":
             return self.heard[6]
         return None
 
-    def callback_data(self, data: bytes, addr: tuple[Any, ...] | None = None) -> int:
+    def data_received(self, data: bytes) -> None:
         self.heard = self.heard or data[:16]
         self._count += len(data)
         if self._count > _UNASKED:
             self._fail(NoAnswer("it sends without being asked"))
             self.close()
-            return len(data)
+            return
         try:
-            return super().callback_data(data, addr)
+            super().data_received(data)
         except Exception as error:  # whatever the library makes of garbage
+            self.recv_buffer = b""
             self._fail(NoAnswer(f"its answer cannot be understood ({error})"))
-            return len(data)
 
     def callback_connected(self) -> None:
         self.connected.set()
 
     def callback_disconnected(self, exc: Exception | None) -> None:
-        self._fail(ConnectionResetError())
+        self._lost = exc or ConnectionResetError()
+        self._fail(self._lost)
 
     def _fail(self, error: Exception) -> None:
         if not self.response_future.done():
@@ -284,6 +288,9 @@ class Line:
             self._again = loop.time() + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
             self._why = explain(error, self.endpoint)
             raise NoLine(self._why) from None
+        except asyncio.CancelledError:
+            wire.close()
+            raise
         self._pause = self._again = 0.0
         return wire
 
@@ -291,7 +298,7 @@ class Line:
         loop = asyncio.get_running_loop()
         endpoint = self.endpoint
         if endpoint.scheme == "rtu":
-            await create_serial_connection(
+            wire.transport, _ = await create_serial_connection(
                 loop,
                 lambda: wire,
                 endpoint.port,
@@ -313,9 +320,11 @@ class Line:
 
     def _silence(self, wire: _Wire, unit: int, patience: float) -> str:
         where = self.endpoint.where
-        other = wire.other_unit(unit)
-        if other is not None:
+        other = wire.speaks()
+        if other is not None and other != unit:
             return f"{where} answers as unit {other}, not {unit}: set unit: {other}"
+        if other is not None:
+            return f"unit {unit} at {where} answers out of turn, or not to the end: look at the device"
         if wire.heard and self.endpoint.rtu:
             return (
                 f"what came from unit {unit} at {where} is no frame: look at baud, parity, wiring and "
@@ -412,11 +421,18 @@ def explain(error: BaseException, endpoint: Endpoint) -> str:
         case socket.gaierror():
             return f"the name {endpoint.address[0]} cannot be resolved: look at its spelling and at the DNS"
         case ConnectionRefusedError():
-            return f"nothing listens at {where}: look at the address, and whether Modbus is switched on there"
+            return f"nothing listens at {where}: look at the address, and whether Modbus is on there"
         case FileNotFoundError():
             return f"there is no file {error.filename or endpoint.ca_file}"
         case TimeoutError():
             return f"{where} does not answer: it is off or unreachable, or a firewall swallows it"
+        case ConnectionError() if endpoint.scheme == "tls":
+            # With TLS 1.3 a certificate is refused after the client has taken the handshake for done, and
+            # the alert that says so may be lost.
+            return (
+                f"{where} has cut the connection: does it refuse our certificate (see credentials), or does "
+                "it serve no more masters at once?"
+            )
         case ConnectionError():
             return (
                 f"{where} has cut the connection: does it want TLS (tls://), or does it serve "
@@ -436,4 +452,6 @@ def _explain_serial(error: BaseException, endpoint: Endpoint) -> str:
         return f"{endpoint.port} may not be opened: the service's user must be in the group dialout"
     if number in (errno.EAGAIN, errno.EBUSY) or "exclusively lock" in str(error):
         return f"{endpoint.port} is in use by another program (perhaps the running adapter)"
+    if isinstance(error, termios.error):
+        return f"{endpoint.port} does not take these settings: look at baud, parity and stop_bits"
     return f"{endpoint.port} cannot be used: {str(error) or 'it is gone'}"
