@@ -430,8 +430,8 @@ def explain(error: BaseException, endpoint: Endpoint) -> str:
             # With TLS 1.3 a certificate is refused after the client has taken the handshake for done, and
             # the alert that says so may be lost.
             return (
-                f"{where} has cut the connection: does it refuse our certificate (see credentials), or does "
-                "it serve no more masters at once?"
+                f"{where} has cut the connection: does it speak TLS, does it refuse our certificate (see "
+                "credentials), or does it serve no more masters at once?"
             )
         case ConnectionError():
             return (
