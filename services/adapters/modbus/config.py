@@ -15,7 +15,6 @@ from pydantic import (
     Field,
     PrivateAttr,
     StringConstraints,
-    ValidationError,
     model_validator,
 )
 
@@ -331,6 +330,8 @@ class ProfileError(Exception):
 @cache
 def load_profile(name: str) -> Profile:
     """A profile by its name, or the path of its file. Raises `ProfileError`."""
+    from pydantic import ValidationError  # noqa: PLC0415  a service that runs has read it long ago
+
     try:
         if name.endswith((".yaml", ".yml")):
             data = Path(name).read_bytes()
