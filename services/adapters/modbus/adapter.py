@@ -40,6 +40,7 @@ that it does not hold up others there."""
 _LONGEST_PAUSE = 30.0
 _SHORTEST_WAIT = 0.02
 _STORE_PAUSE = 1.0
+_FAULT_PAUSE = 1.0
 _REFUSED_PAUSE = 60.0
 """After so many seconds what a device refused is asked for again."""
 _CLOCK_PERIOD = 60.0
@@ -210,6 +211,11 @@ class _Poller:
                 if lost and isinstance(error, NoAnswer):
                     pause = min(_LONGEST_PAUSE, max(pause, _SHARE * (loop.time() - began)))
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
+                continue
+            except Exception:
+                # A device that has just left the site file, or a fault of ours: no other device may suffer.
+                log.exception("a poll failed", extra={"device": self._id})
+                await asyncio.sleep(_FAULT_PAUSE)
                 continue
             failures, pause = 0, 0.0
             await asyncio.sleep(self._rest(loop.time()))

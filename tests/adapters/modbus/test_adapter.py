@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from services.adapters.modbus import codec
 from services.adapters.modbus.adapter import probe
 from services.adapters.modbus.codec import ExceptionCode, Frame, Table
 from services.adapters.modbus.config import Device
+from shared.adapter import Report
 from shared.events import Kind, utcnow
 from tests.adapters.modbus.room import QUICK, Gateway, device, no_secret, running, simulated, until
 
@@ -153,6 +154,45 @@ async def test_a_full_store_holds_the_edge_and_the_polling() -> None:
             gateway.full = False
             await until(lambda: len(gateway.reports) == 2)
         assert gateway.kinds == [("water.leak", "leak"), ("water.cleared", "leak")]
+
+
+async def test_a_fault_costs_one_poll_and_no_edge() -> None:
+    """As when a device leaves the site file at the moment of its event, or the code has a mistake."""
+    async with simulated(device(sensors=LEAK)) as (panel, there):
+        gateway = Gateway({"panel": there})
+        faults = [ValueError("'panel' is not a device of the site file")]
+        original = gateway.emit
+
+        async def emit(*reports: Report, memory: Mapping[str, str | None] | None = None) -> None:
+            if faults:
+                raise faults.pop()
+            await original(*reports, memory=memory)
+
+        gateway.emit = emit  # type: ignore[method-assign]
+        async with running(gateway):
+            await gateway.polled()
+            panel.write(Table.DISCRETE, 3, 1)
+            await until(lambda: gateway.kinds == [("water.leak", "leak")])
+        assert faults == []
+
+
+async def test_a_connection_whose_other_end_has_gone_without_a_word() -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        dumb = connections == 1
+        while True:
+            frame, _ = codec.split_mbap(await reader.readexactly(12))
+            if frame is not None and not dumb:
+                writer.write(codec.mbap(frame._replace(pdu=ONE)))
+
+    async with talking(serve) as port:
+        gateway = Gateway({"panel": device(f"tcp://127.0.0.1:{port}", timeout=0.05, retries=9, sensors=LEAK)})
+        async with running(gateway):
+            await gateway.polled()
+        assert (connections, gateway.losses) == (2, [])
 
 
 async def test_changed_while_an_edge_is_on_its_way() -> None:
