@@ -1,0 +1,1 @@
+"""Receives the states of Modbus devices by polling them."""
