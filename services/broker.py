@@ -237,16 +237,21 @@ class Broker:
         return path
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on, and that no outgoing connection is given.
 
     The system's own choice (port 0) would come from the range that it gives to outgoing connections.
     While the listener is down one of those could get its port and keep it from coming back; even a
-    client that tries to reconnect could, and then talk to itself.
+    client that tries to reconnect could, and then talk to itself. None is given twice by one process:
+    it may be a while before the first to have it listens.
     """
     for _ in range(1000):
         port = random.randrange(_LOWEST_PORT, _first_outgoing_port())  # noqa: S311
-        if not _taken(port):
+        if port not in _given and not _taken(port):
+            _given.add(port)
             return port
     raise NoBroker(f"no port from {_LOWEST_PORT} to {_first_outgoing_port()} is free")
 

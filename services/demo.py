@@ -34,9 +34,12 @@ from shared.topics import Topics
 _DOOR = "40000000-0000-0000-0000-000000000001"
 _ARRIVE = 20.0
 
-PROTOCOLS = ("dc09", "webhook", "mqtt", "osdp", "onvif", "snmp", "pos")
-PORTS = ("dc09", "webhook", "snmp", "front-reader", "yard-camera", "bar-till")
-"""Of adapters that listen, of devices that do, and of a device that has a port of its own."""
+PROTOCOLS = ("dc09", "webhook", "mqtt", "osdp", "modbus", "snmp", "onvif", "pos", "bacnet")
+PORTS = (
+    *("dc09", "webhook", "snmp", "bacnet"),  # adapters that listen, each for all its devices
+    *("front-reader", "leak-panel", "yard-camera", "hall-panel"),  # devices that do
+    "bar-till",  # an adapter that listens for this device alone
+)
 
 SCENES: tuple[tuple[str, str, tuple[Kind, ...]], ...] = (
     ("front-controller", "front-door", (Kind.ACCESS_ENTRY_UNLOCKED, Kind.ACCESS_ENTRY_DENIED)),
@@ -48,6 +51,8 @@ SCENES: tuple[tuple[str, str, tuple[Kind, ...]], ...] = (
     ("frigate", "drive-ai", (Kind.AI_DETECTION,)),
     ("rack-monitor", "rack-rope", (Kind.WATER_LEAK, Kind.WATER_CLEARED)),
     ("fire-panel", "fire-zone-1", (Kind.FIRE_ALARM, Kind.FIRE_CLEARED)),
+    ("leak-panel", "server-leak", (Kind.WATER_LEAK, Kind.WATER_CLEARED)),
+    ("hall-panel", "hall-fire", (Kind.FIRE_ALARM, Kind.FIRE_CLEARED)),
     ("yard-camera", "gate-motion", (Kind.MOTION_DETECTED, Kind.MOTION_CLEARED)),
     ("bar-till", "till-2", (Kind.POS_SALE, Kind.POS_NO_SALE)),
     ("front-controller", "front-door", (Kind.ACCESS_FORCED_OPEN,)),
@@ -174,6 +179,35 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
                     }
                 },
             },
+            "leak-panel": {
+                "adapter": "modbus",
+                "url": f"tcp://{HOST}:{ports['leak-panel']}",
+                "period": "100ms",
+                "sensors": {
+                    "server-leak": {
+                        "type": "water_leak",
+                        "holding": 0,
+                        "bit": 0,
+                        "details": {"text": {"holding": 1, "format": "text", "length": 16}},
+                        "name": "Leak panel of the server room",
+                        "cameras": ["dock", "kitchen"],
+                    }
+                },
+            },
+            "hall-panel": {
+                "adapter": "bacnet",
+                "address": f"{HOST}:{ports['hall-panel']}",
+                "instance": 2001,
+                "sensors": {
+                    "hall-fire": {
+                        "type": "fire_alarm",
+                        "object": "life-safety-zone:1",
+                        "by": "events",
+                        "name": "Fire panel of the hall",
+                        "cameras": ["lobby"],
+                    }
+                },
+            },
             "yard-camera": {
                 "adapter": "onvif",
                 "url": f"http://{HOST}:{ports['yard-camera']}",
@@ -206,6 +240,7 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
             "dc09": {"listen": f"{HOST}:{ports['dc09']}"},
             "webhook": {"listen": f"{HOST}:{ports['webhook']}"},
             "snmp": {"listen": f"{HOST}:{ports['snmp']}"},
+            "bacnet": {"address": HOST, "port": ports["bacnet"]},
         },
         "targets": {"vms": {}, "camio": {"token": {"secret": "camio"}}},
     }
