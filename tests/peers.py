@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,33 @@ def npm_package(name: str, version: str) -> Path:
                 f"npm package {name}", not done.returncode, "; ".join(["npm install failed", *error])
             )
     return home / "node_modules"
+
+
+def pypi_venv(name: str, version: str) -> Path:
+    """The Python of an environment that holds nothing but a package of PyPI (and what that needs),
+    made on first use in the cache: for peers that cannot share the tests' own environment."""
+    home = _CACHE / "pypi" / f"{name}-{version}"
+    home.mkdir(parents=True, exist_ok=True)
+    python = home / "venv" / "bin" / "python"
+    done = home / "done"
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it at once
+        if not done.exists():
+            made = subprocess.run(
+                [sys.executable, "-m", "venv", "--clear", str(python.parents[1])],
+                capture_output=True, text=True, check=False, timeout=300,
+            )  # fmt: skip
+            if not made.returncode:
+                made = subprocess.run(
+                    [str(python), "-m", "pip", "install", "--quiet", f"{name}=={version}"],
+                    capture_output=True, text=True, check=False, timeout=300,
+                )  # fmt: skip
+            error = (made.stderr or made.stdout).strip().splitlines()[-1:] if made.returncode else []
+            require_peer(
+                f"PyPI package {name}", not made.returncode, "; ".join(["pip install failed", *error])
+            )
+            done.touch()
+    return python
 
 
 def add_to_path() -> None:

@@ -119,6 +119,24 @@ class _Said:
     time: datetime = field(default_factory=utcnow)
 
 
+_ABOUT = {"getMachineName": b"name=DH-NVR4104\r\n", "getSerialNo": b"sn=3B02F3PAG00001\r\n"}
+"""What integrations ask Dahua devices first."""
+
+
+def _trigger(code: str) -> str:
+    return _xml(
+        "EventTrigger",
+        {
+            "id": f"{code}-1",
+            "eventType": code,
+            "videoInputChannelID": 1,
+            "EventTriggerNotificationList": {
+                "EventTriggerNotification": {"id": "center", "notificationMethod": "center"}
+            },
+        },
+    )
+
+
 class _Nothing:
     """A memory that holds nothing."""
 
@@ -329,12 +347,7 @@ class Simulator:
             head["DetectionRegionList"] = {"DetectionRegionEntry": {"regionID": address["region"]}}
         if word.code == "ANPR":
             head["ANPR"] = {"licensePlate": "BTX1899", "confidenceLevel": 97}
-        inner = "".join(_xml(name, value) for name, value in head.items())
-        text = (
-            '<EventNotificationAlert version="2.0" xmlns="http://www.hikvision.com/ver20/XMLSchema">\r\n'
-            f"{inner}</EventNotificationAlert>"
-        )
-        return _Said(text.encode(), False)
+        return _Said(_document("EventNotificationAlert", head).encode(), False)
 
     def _dahua_message(self, address: dict[str, str], word: _Word, marker: str, ends: bool) -> _Said:
         number = next((address[name] for name in ("channel", "input", "door") if name in address), "1")
@@ -357,12 +370,15 @@ class Simulator:
         if doors:
             body = {"dateTime": now, "eventType": "heartBeat", "eventState": "active", "activePostCount": 0}
             return self._framed(orjson.dumps(body), 'application/json; charset="UTF-8"')
-        text = (
-            '<EventNotificationAlert version="2.0" xmlns="http://www.hikvision.com/ver20/XMLSchema">'
-            f"<channelID>1</channelID><dateTime>{now}</dateTime><activePostCount>0</activePostCount>"
-            "<eventType>videoloss</eventType><eventState>inactive</eventState>"
-            "<eventDescription>videoloss alarm</eventDescription></EventNotificationAlert>"
-        )
+        head = {
+            "channelID": 1,
+            "dateTime": now,
+            "activePostCount": 0,
+            "eventType": "videoloss",
+            "eventState": "inactive",
+            "eventDescription": "videoloss alarm",
+        }
+        text = _document("EventNotificationAlert", head)
         return self._framed(text.encode(), 'application/xml; charset="UTF-8"')
 
     @property
@@ -471,24 +487,42 @@ class Simulator:
             self._say(writer, "401 Unauthorized", headers=f"WWW-Authenticate: {self._guard.challenge()}\r\n")
             return
         parts = urlsplit(target)
-        if target == codec.target(self.device.language.request, codec.options(self.device)):
+        asked = dict(parse_qsl(unquote(parts.query)))
+        if self._isapi:
+            await self._isapi_answer(parts.path, method, body, reader, writer)
+        elif parts.path == "/cgi-bin/eventManager.cgi" and asked.get("action") == "attach":
+            if re.fullmatch(r"\[[\w.,-]+\]", asked.get("codes", "")):
+                await self._stream(reader, writer)
+            else:
+                self._say(writer, "400 Bad Request", b"Error\r\nBad Request!\r\n")
+        elif parts.path == "/cgi-bin/eventManager.cgi":
+            self._indexes(writer, asked)
+        elif target == "/cgi-bin/global.cgi?action=getCurrentTime":
+            here = self._now().astimezone(ZoneInfo(self.device.timezone or "UTC"))
+            self._say(writer, "200 OK", f"result={here:%Y-%m-%d %H:%M:%S}\r\n".encode())
+        elif parts.path == "/cgi-bin/magicBox.cgi" and asked.get("action") in _ABOUT:
+            self._say(writer, "200 OK", _ABOUT[asked["action"]])
+        else:
+            self._say(writer, "404 Not Found")
+
+    async def _isapi_answer(
+        self, path: str, method: str, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if path == codec.options(self.device)["path"]:
             await self._stream(reader, writer)
-        elif self._isapi and parts.path == "/ISAPI/System/time":
-            now = self._now().isoformat(timespec="seconds")
-            self._say(
-                writer,
-                "200 OK",
-                f"<Time><timeMode>NTP</timeMode><localTime>{now}</localTime></Time>".encode(),
-            )
-        elif self._isapi and parts.path == "/ISAPI/AccessControl/AcsEvent" and method == "POST":
+        elif path == "/ISAPI/AccessControl/AcsEvent" and method == "POST":
             self._search(writer, body)
-        elif not self._isapi and target == "/cgi-bin/global.cgi?action=getCurrentTime":
-            zone = ZoneInfo(self.device.timezone or "UTC")
+        elif path == "/ISAPI/System/time":
+            now = self._now().isoformat(timespec="seconds")
+            self._say(writer, "200 OK", _document("Time", {"timeMode": "NTP", "localTime": now}).encode())
+        elif path == "/ISAPI/System/deviceInfo":
+            about = {"deviceName": self.device_id, "deviceID": "48443030-3637-3534-3837-000000000000"}
+            self._say(writer, "200 OK", _document("DeviceInfo", about).encode())
+        elif path == "/ISAPI/Event/triggers":
+            triggers = "".join(_trigger(word.code) for word in _CAMERA)
             self._say(
-                writer, "200 OK", f"result={self._now().astimezone(zone):%Y-%m-%d %H:%M:%S}\r\n".encode()
+                writer, "200 OK", _document("EventTriggerList", {}).replace("</", triggers + "</", 1).encode()
             )
-        elif not self._isapi and parts.path == "/cgi-bin/eventManager.cgi":
-            self._indexes(writer, dict(parse_qsl(unquote(parts.query))))
         else:
             self._say(writer, "404 Not Found")
 
@@ -547,6 +581,11 @@ class Simulator:
                 found.append(index[1].decode())
         text = "".join(f"channels[{place}]={index}\r\n" for place, index in enumerate(found))
         self._say(writer, "200 OK", text.encode() or b"Error: No Events\r\n")
+
+
+def _document(name: str, children: dict[str, Any]) -> str:
+    inner = "".join(_xml(*child) for child in children.items())
+    return f'<{name} version="2.0" xmlns="http://www.hikvision.com/ver20/XMLSchema">\r\n{inner}</{name}>'
 
 
 def _xml(name: str, value: Any) -> str:

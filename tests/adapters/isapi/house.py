@@ -17,6 +17,7 @@ from tests import fakes
 from tests.fakes import FakeContext
 
 PASSWORD = "geheim: ü"
+PLAIN = SecretStr("right")
 CAMERA: dict[str, Any] = {
     "motion": {"type": "motion", "channel": 1, "event": "VMD"},
     "yard": {"type": "ai", "channel": 1},
@@ -64,7 +65,7 @@ class House(FakeContext):
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.005)
 
