@@ -44,6 +44,8 @@ _STEADY = 5.0
 _STORE_PAUSE = 1.0
 _PICTURE_PATIENCE = 1.0
 _CLOCK_EVERY = 3600.0
+_FRESH = 10.0
+"""Seconds within which an event that was found in the log counts as live."""
 
 _TROUBLE = (OSError, TimeoutError, ValueError, MissingSecret, Refused)
 """What keeps a stream from being opened. ssl.SSLError and ConnectionError are OSErrors."""
@@ -195,10 +197,6 @@ class _Link:
         self._pending: _Pending | None = None
         self._clock_asked = float("-inf")
         self._no_log = False
-        self._parts = {
-            sort: context.tell("tocsin_isapi_parts_total", "Parts received.", device=id_, sort=sort)
-            for sort in ("message", "picture", "unreadable")
-        }
 
     def follow(self, device: Device) -> None:
         """Take up a change of the site file or of a secret: between two messages, and without a
@@ -294,17 +292,14 @@ class _Link:
         for item in items:
             match item:
                 case Picture():
-                    self._parts["picture"](1)
                     if self._pending is not None:
                         self._pending.pictures.append(item)
                         if len(self._pending.pictures) >= self._pending.meaning.pictures:
                             self._release(batch)
                 case Spoiled(reason):
-                    self._parts["unreadable"](1)
                     self._context.rejected(reason, _REASONS[reason], device=self._id)
                 case Part():
                     self._release(batch)
-                    self._parts["message"](1)
                     for meaning in self._read(item):
                         self._add(batch, meaning)
         await self._store(batch)
@@ -318,7 +313,6 @@ class _Link:
             # A message that breaks the code must not block those behind it.
             log.exception("a message could not be read", extra={"device": self._id})
             what = {}
-        self._parts["unreadable"](1)
         self._context.rejected(
             "unreadable",
             "a message is not what the profile expects: look at the device's profile and firmware",
@@ -433,7 +427,12 @@ class _Link:
             page = codec.found(await stream.fetch(door, target, method="POST", body=body))
             batch = _Batch()
             for notice in page.notices:
-                self._put(batch, self._decoder.understand(notice, self._now(), utcnow()))
+                meaning = self._decoder.understand(notice, self._now(), utcnow())
+                for report in meaning.result.reports:
+                    # What happened this moment, while the log was read, is no old news.
+                    age = abs((utcnow() - report.time).total_seconds()) if report.time else _FRESH
+                    report.replayed = age >= _FRESH
+                self._put(batch, meaning)
             await self._store(batch)
             position += len(page.notices)
             if not page.more:

@@ -233,8 +233,6 @@ class Splitter:
             self._headers[header[1].lower()] = header[2]
             return self._drop_line(end)
         if not line:
-            if not self._headers:
-                return self._drop_line(end)
             self._drop_line(end)
         # Else the body begins without an empty line, as in Dahua's own examples.
         self._state = "body"
@@ -513,6 +511,8 @@ class _Thing:
     occurrence: str
     due: float
     """Until when a repeat is expected, by the caller's clock."""
+    found: bool = False
+    """It was going on at the first contact, and nothing was reported."""
 
 
 Edge = Literal["begin", "end", "pulse"]
@@ -572,14 +572,19 @@ class Lasting:
         if known is not None:
             late = now >= known.due and self._is_level(known)
             other = notice.occurrence != known.occurrence
+            late |= known.found and not notice.ongoing
             known.due, known.occurrence = now + self._hold, notice.occurrence or known.occurrence
-            return "begin" if (other if notice.occurrence else late) else None
+            if not (other if notice.occurrence else late):
+                return None
+            known.found = False
+            return "begin"
         if len(self._things) >= _THINGS:
             del self._things[next(iter(self._things))]
+        found = self.first and notice.ongoing
         self._things[notice.thing] = _Thing(
-            notice.code, notice.number, notice.part, notice.occurrence, now + self._hold
+            notice.code, notice.number, notice.part, notice.occurrence, now + self._hold, found
         )
-        return None if self.first and notice.ongoing else "begin"
+        return None if found else "begin"
 
     def _alike(self, notice: Notice) -> list[str]:
         """What lasts of a code and number, whatever its part."""

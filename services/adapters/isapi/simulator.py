@@ -176,7 +176,7 @@ class Simulator:
         password = secret(device.credentials.password).get_secret_value()
         self._guard = Guard(realm, device.credentials.username, password, algorithm=algorithm)
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._streams: set[asyncio.StreamWriter] = set()
         self._connected = asyncio.Event()
         self._beating: asyncio.Task[None] | None = None
@@ -202,8 +202,9 @@ class Simulator:
         assert self._server is not None
         assert self._beating is not None
         self._server.close()
-        for task in (self._beating, *self._clients):
-            task.cancel()
+        self._beating.cancel()
+        for writer in self._clients.values():
+            writer.transport.abort()
         await asyncio.gather(self._beating, *self._clients, return_exceptions=True)
 
     # ── what it can say ──────────────────────────────────────────────────────────────────────────
@@ -457,14 +458,14 @@ class Simulator:
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._clients.add(task)
+        self._clients[task] = writer
         try:
             with contextlib.suppress(
                 OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
             ):
                 await self._answer(reader, writer)
         finally:
-            self._clients.discard(task)
+            self._clients.pop(task)
             self._streams.discard(writer)
             writer.transport.abort() if writer.is_closing() else writer.close()
 

@@ -82,6 +82,7 @@ async def at_work(made: Device, **more: Any) -> AsyncIterator[tuple[House, Simul
         house = House(made.model_copy(update={"url": f"{scheme}://127.0.0.1:{simulated.port}"}))
         async with running(house):
             await until(lambda: house.alive or house.losses)
+            await until(lambda: simulated._streams)
             yield house, simulated
 
 

@@ -103,7 +103,8 @@ _TERMINAL_STREAM = _recording(
     "MIME_boundary",
     _part(
         '{"dateTime": "2026-01-01T13:00:00+01:00", "eventType": "AccessControllerEvent", '
-        '\n"eventState": "active", "AccessControllerEvent": {"majorEventType": 5, "subEventType": 75, "doorNo": 1, "serialNo": 7, '
+        '\n"eventState": "active", "AccessControllerEvent": {"majorEventType": 5, '
+        '"subEventType": 75, "doorNo": 1, "serialNo": 7, '
         '"cardNo": "4711", "currentEvent": true, "picturesNumber": 1}}',
         'application/json; charset="UTF-8"',
     ),
@@ -111,7 +112,8 @@ _TERMINAL_STREAM = _recording(
     b"Content-Length: 66500\r\n\r\n" + b"\xff\xd8--MIME_boundary\r\n" * 3500,
     _part(
         '{"dateTime": "2026-01-01T13:00:09+01:00", "eventType": "AccessControllerEvent", '
-        '\n"eventState": "active", "AccessControllerEvent": {"majorEventType": 5, "subEventType": 27, "doorNo": 1, "serialNo": 8, '
+        '\n"eventState": "active", "AccessControllerEvent": {"majorEventType": 5, '
+        '"subEventType": 27, "doorNo": 1, "serialNo": 8, '
         '"currentEvent": false}}',
         "application/json",
     ),
