@@ -14,6 +14,7 @@ that is wrong or missing, pictures between the events, no multipart content type
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,6 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
-import orjson
 from pydantic import Field, model_validator
 
 from shared import dialect
@@ -298,8 +298,8 @@ class Splitter:
         ended = tail.endswith((b"\n\n", b"\n\r\n"))
         if end.endswith(b"}"):
             begins = bytes(self._data[:64]).lstrip()
-            json = begins.startswith(b"{") or ended
-            return json and self._data.count(b"{") == self._data.count(b"}")
+            is_json = begins.startswith(b"{") or ended
+            return is_json and self._data.count(b"{") == self._data.count(b"}")
         return ended and b"=" in self._data and b"{" not in self._data
 
 
@@ -447,8 +447,8 @@ def _event_manager(body: bytes) -> Iterator[Notice]:
         said: Any = {}
         if data is not None:
             try:
-                said = orjson.loads(data)
-            except orjson.JSONDecodeError:
+                said = dialect.parse(data.encode(), "json")
+            except Unreadable:
                 # Cut off by the device. The event counts, what it said is not to be had.
                 tree["data_unreadable"] = True
             else:
@@ -532,8 +532,8 @@ class Lasting:
         self.first = remembered is None
         """Nothing was ever heard of the device: what lasts already is known, and no news."""
         try:
-            entries = orjson.loads(remembered) if remembered else []
-        except orjson.JSONDecodeError:
+            entries = json.loads(remembered) if remembered else []
+        except json.JSONDecodeError:
             entries = []
         for code, number, part, occurrence in entries:
             thing = _Thing(code, number, part, occurrence, now + hold)
@@ -544,9 +544,8 @@ class Lasting:
 
     def text(self) -> str:
         """For the memory."""
-        return orjson.dumps(
-            [[thing.code, thing.number, thing.part, thing.occurrence] for thing in self._things.values()]
-        ).decode()
+        things = self._things.values()
+        return json.dumps([[thing.code, thing.number, thing.part, thing.occurrence] for thing in things])
 
     def __contains__(self, notice: Notice) -> bool:
         return notice.thing in self._things or bool(not notice.part and self._alike(notice))
@@ -796,19 +795,16 @@ def active_numbers(body: bytes) -> list[str] | None:
 
 def search(since: datetime, until: datetime, position: int, name: str) -> bytes:
     """The body of a search in the log of access events (ISAPI, AcsEventCond): all of them, in order."""
-    return orjson.dumps(
-        {
-            "AcsEventCond": {
-                "searchID": name,
-                "searchResultPosition": position,
-                "maxResults": 30,
-                "major": 0,
-                "minor": 0,
-                "startTime": since.isoformat(timespec="seconds"),
-                "endTime": until.isoformat(timespec="seconds"),
-            }
-        }
-    )
+    asked = {
+        "searchID": name,
+        "searchResultPosition": position,
+        "maxResults": 30,
+        "major": 0,
+        "minor": 0,
+        "startTime": since.isoformat(timespec="seconds"),
+        "endTime": until.isoformat(timespec="seconds"),
+    }
+    return json.dumps({"AcsEventCond": asked}).encode()
 
 
 class Found(NamedTuple):

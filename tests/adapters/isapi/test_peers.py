@@ -218,7 +218,7 @@ async def test_dahua_behind_lighttpds_digest(tmp_path: Path) -> None:
         motion=(indexes + "VideoMotion", text + b"Error: No Events\r\n"),
     ) as port:
         gateway = house(device(DAHUA, profile="dahua", timezone="Europe/Berlin"), port)
-        gateway.memory["lasting/device"] = '[["VideoMotion","3","",""]]'
+        gateway.memory["lasting/device"] = '[["VideoMotion", "3", "", ""]]'
         async with running(gateway):
             await until(lambda: len(gateway.reports) == 5)
         assert gateway.kinds == [
