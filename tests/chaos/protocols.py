@@ -96,6 +96,17 @@ CASES: dict[str, Case] = {
         (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n<soa", *_BYTES),
         secrets=("onvif_password",),
     ),
+    "isapi": Case(
+        "isapi",
+        lambda port: {
+            "url": f"http://{HOST}:{port}",
+            "credentials": {"username": "tocsin", "password": {"secret": "isapi_password"}},
+            "sensors": {"isapi-door": _sensor("access_control", door=1)},
+        },
+        {"isapi-door": (Kind.ACCESS_ENTRY_UNLOCKED, Kind.ACCESS_ENTRY_DENIED)},
+        (b"HTTP/1.1 2", b"--MIME_boundary\r\nContent-Length: 9\r\n\r\n<Eve", *_BYTES),
+        secrets=("isapi_password",),
+    ),
     "osdp": Case(
         "osdp",
         lambda port: {

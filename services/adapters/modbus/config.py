@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 import shared.site
 from services.adapters.modbus.codec import Format, Place, Table, WordOrder, registers_of
-from shared import yamltext
 from shared.events import Kind, Slug
 from shared.model import (
     AfterValidator,
@@ -329,7 +328,10 @@ class ProfileError(Exception):
 @cache
 def load_profile(name: str) -> Profile:
     """A profile by its name, or the path of its file. Raises `ProfileError`."""
-    from pydantic import ValidationError  # noqa: PLC0415  a service that runs has read it long ago
+    # Only to check a site file, which a service has had done.
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from shared import yamltext  # noqa: PLC0415
 
     try:
         if name.endswith((".yaml", ".yml")):
