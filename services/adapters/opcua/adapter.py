@@ -212,11 +212,11 @@ class _Link:
         """Take up a change of the site file or of a secret: without a new session unless it matters."""
         same_items = _items_of(device) == _items_of(self._device)
         if device != self._device:
-            self._device = device
-            if same_items:
-                namespaces = self._reader.namespaces
-                self._reader = Reader(self._id, device, self._context.recall)
-                self._reader.connected(namespaces)
+            old, self._device = self._reader, device
+            self._reader = Reader(self._id, device, self._context.recall)
+            self._reader.connected(old.namespaces)
+            for key in {*old.keys()} - {*self._reader.keys()}:
+                self._context.remember(key, None)
         door = None
         with contextlib.suppress(MissingSecret, Unusable):
             door = client.door(device, self._context.secret)

@@ -325,19 +325,29 @@ class Simulator:
     def _watch(self) -> None:
         """Notes what is acknowledged, and has a subscription that is taken over go on."""
         service = self._service
-        publish, transfer = service.publish, service.transfer_subscriptions
+        publish, republish, transfer = service.publish, service.republish, service.transfer_subscriptions
+        again: dict[tuple[int, int], list[Any]] = {}
+
+        def sent(number: int, sequence: int) -> list[Any]:
+            subscription = service.subscriptions.get(number)
+            result = subscription._not_acknowledged_results.get(sequence) if subscription else None
+            return list(_tokens(result))
 
         def noting(acks: list[ua.SubscriptionAcknowledgement]) -> Any:
             for ack in acks or ():
-                subscription = service.subscriptions.get(ack.SubscriptionId)
-                if subscription is not None:
-                    result = subscription._not_acknowledged_results.get(ack.SequenceNumber)
-                    for token in _tokens(result):
-                        self._acknowledged[token] = None
+                key = (ack.SubscriptionId, ack.SequenceNumber)
+                for token in again.pop(key, None) or sent(*key):
+                    self._acknowledged[token] = None
             while len(self._acknowledged) > _TOKENS:
                 del self._acknowledged[next(iter(self._acknowledged))]
             asyncio.get_running_loop().create_task(self._tell())
             return publish(acks)
+
+        def republishing(params: Any) -> Any:
+            # asyncua 2.1 forgets a message once it is sent again, acknowledged or not.
+            key = (params.SubscriptionId, params.RetransmitSequenceNumber)
+            again[key] = sent(*key)
+            return republish(params)
 
         async def transferring(params: Any, session: Any, callback: Any) -> Any:
             # asyncua 2.1 leaves the publish requests with the connection that is gone.
@@ -347,7 +357,8 @@ class Simulator:
                     subscription.pub_request_callback = callback.__self__.get_publish_request
             return results
 
-        service.publish, service.transfer_subscriptions = noting, transferring
+        service.publish, service.republish = noting, republishing
+        service.transfer_subscriptions = transferring
 
     async def _tell(self) -> None:
         async with self._news:

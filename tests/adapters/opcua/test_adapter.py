@@ -165,6 +165,7 @@ async def test_the_server_is_restarted() -> None:
     said = context({"bms": about})
     async with running(Adapter, said):
         async with simulated(said, about) as simulator:
+            await until(lambda: subscribed(simulator))
             await simulator.send("fire", Kind.FIRE_ALARM, "m1")
             await simulator.send("level", Kind.WATER_LEAK, "m1")
         await until(lambda: said.losses)
@@ -193,6 +194,7 @@ async def test_a_node_that_is_not_there_costs_only_itself() -> None:
     sensors = {**about.sensors, "gone": {"type": "smoke", "nodes": "ns=2;s=Nowhere"}}
     said = context({"bms": device(int(about.url.rpartition(":")[2]), sensors=sensors)})
     async with simulated(said, about) as simulator, running(Adapter, said):
+        await until(lambda: subscribed(simulator))
         await simulator.send("smoke", Kind.SMOKE_DETECTED, "m")
     assert kinds(said) == [("smoke", "smoke.detected")]
     ((reason, fields),) = said.rejections
@@ -243,5 +245,6 @@ async def test_a_secret_is_changed() -> None:
         assert "wrong" not in said.losses[0][1]
         said.secrets["password"] = "right"
         said.change()
+        await until(lambda: subscribed(simulator))
         await simulator.send("smoke", Kind.SMOKE_DETECTED, "m")
     assert kinds(said) == [("smoke", "smoke.detected")]
