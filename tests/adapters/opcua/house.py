@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from services.adapters.opcua import codec
 from services.adapters.opcua.adapter import Adapter
 from services.adapters.opcua.config import Device
-from services.adapters.opcua.simulator import Simulator
+from services.adapters.opcua.simulator import Simulator, _calm
 from services.broker import free_port
 from shared.events import utcnow
 from tests.fakes import FakeContext, running
@@ -104,14 +105,23 @@ async def simulated(context: FakeContext, about: Device, **more: Any) -> AsyncIt
         yield simulator
 
 
+async def calm(simulator: Simulator) -> None:
+    """As after its start, which takes a second."""
+    service = simulator._service
+    await service.delete_subscriptions(list(service.subscriptions))
+    service._conditions.clear()
+    simulator._active.clear()
+    for node, uses in codec.uses(simulator.device).items():
+        await simulator._write(node, _calm(uses[0].point) if uses[0].point else "")
+
+
 @asynccontextmanager
-async def house(**more: Any) -> AsyncIterator[tuple[FakeContext, Simulator, Device]]:
-    """A gateway with one server, connected."""
-    about = device(free_port(), **more)
-    said = context({"bms": about})
-    async with simulated(said, about) as simulator, running(Adapter, said):
+async def house(simulator: Simulator) -> AsyncIterator[FakeContext]:
+    """A gateway that is connected to the server."""
+    said = context({"bms": simulator.device})
+    async with running(Adapter, said):
         await until(lambda: subscribed(simulator))
-        yield said, simulator, about
+        yield said
 
 
 def subscribed(simulator: Simulator) -> bool:
