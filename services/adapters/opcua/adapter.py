@@ -254,6 +254,7 @@ class _Link:
                 except Exception as error:
                     log.exception("the session failed", extra={"device": self._id})
                     reason = type(error).__name__
+                    self._ticket = None
                 if reason:
                     self._context.lost(self._id, reason)
                     if since is not None and loop.time() - since > _STEADY:

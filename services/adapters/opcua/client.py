@@ -144,6 +144,7 @@ class Ticket:
     token: ua.NodeId = field(repr=False)
     nonce: bytes | None = field(repr=False)
     policies: list[ua.UserTokenPolicy]
+    server_certificate: bytes | None = field(repr=False)
 
 
 class Connection:
@@ -157,7 +158,12 @@ class Connection:
     @property
     def ticket(self) -> Ticket:
         client = self._client
-        return Ticket(self._session.authentication_token, client._server_nonce, client._policy_ids)
+        return Ticket(
+            self._session.authentication_token,
+            client._server_nonce,
+            client._policy_ids,
+            client.security_policy.peer_certificate,
+        )
 
     async def keep_open(self) -> None:
         """Renews the channel's keys for ever."""
@@ -435,11 +441,15 @@ async def _resume(client: Client, session: _Session, ticket: Ticket) -> bool:
     session.restore_authentication_token(ticket.token)
     client._server_nonce = ticket.nonce  # type: ignore[assignment]
     client._policy_ids = ticket.policies
+    known = client.security_policy.peer_certificate
+    if not known:
+        client.security_policy.peer_certificate = ticket.server_certificate
     try:
         await client._activate_with_credentials()
     except (UaError, TimeoutError):
         session.reset_authentication_token()
         client._server_nonce = None
+        client.security_policy.peer_certificate = known
         return False
     return True
 

@@ -18,7 +18,6 @@ from services.adapters.opcua import codec
 from services.adapters.opcua.adapter import Adapter
 from services.adapters.opcua.config import Device
 from services.adapters.opcua.simulator import Simulator, _calm
-from services.broker import free_port
 from shared.events import utcnow
 from tests.fakes import FakeContext, running
 

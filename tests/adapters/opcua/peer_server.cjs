@@ -69,7 +69,13 @@ async function main() {
 
   const commands = {
     set: (name, value) => nodes[name].setValueFromSource({ dataType: DataType[types[name]], value }),
-    many: (name, values) => values.forEach((value) => commands.set(name, value)),
+    // This server looks at a variable every 50 ms at most.
+    many: async (name, values) => {
+      for (const value of values) {
+        commands.set(name, value);
+        await new Promise((resolve) => setTimeout(resolve, 120));
+      }
+    },
     bad: (name) => nodes[name].setValueFromSource(new Variant({ dataType: DataType.Null }), StatusCodes.BadDeviceFailure),
     event: (message, holder) => panel.raiseEvent(doorEvent, {
       message: { dataType: "LocalizedText", value: { text: message } },

@@ -141,6 +141,7 @@ async def test_the_line_is_cut(bms: Simulator) -> None:
             bserver = bms._server.bserver
             assert bserver is not None
             for connection in list(bserver.clients):
+                assert connection.transport is not None
                 connection.transport.abort()
             await bms.send("fire", (Kind.FIRE_ALARM, Kind.FIRE_CLEARED)[turn % 2], f"m{turn}")
             await bms.send("level", (Kind.WATER_LEAK, Kind.WATER_CLEARED)[turn % 2], f"m{turn}")
@@ -186,13 +187,13 @@ async def test_a_bad_value_is_a_failed_sensor(bms: Simulator) -> None:
     assert ("level", {"online": False}) in said.states
 
 
-async def test_a_node_that_is_not_there_costs_only_itself() -> None:
-    about = device(free_port())
+async def test_a_node_that_is_not_there_costs_only_itself(bms: Simulator) -> None:
+    about = bms.device
     sensors = {**about.sensors, "gone": {"type": "smoke", "nodes": "ns=2;s=Nowhere"}}
     said = context({"bms": device(int(about.url.rpartition(":")[2]), sensors=sensors)})
-    async with simulated(said, about) as simulator, running(Adapter, said):
-        await until(lambda: subscribed(simulator))
-        await simulator.send("smoke", Kind.SMOKE_DETECTED, "m")
+    async with running(Adapter, said):
+        await until(lambda: subscribed(bms))
+        await bms.send("smoke", Kind.SMOKE_DETECTED, "m")
     assert kinds(said) == [("smoke", "smoke.detected")]
     ((reason, fields),) = said.rejections
     assert reason == "node"

@@ -36,16 +36,16 @@ def reader(case: Mapping[str, Any], memory: golden.Remembered) -> Reader:
 
 def play(made: Reader, message: Mapping[str, Any], running: str) -> Result:
     result = Result(running)
+    time = message.get("event", message).get("time")
+    time = datetime.fromisoformat(time) if isinstance(time, str) else time
     if "event" in message:
-        made.event(message["event"], result)
+        made.event({**message["event"], "time": time}, result)
     elif "connected" in message:
         made.connected(message["connected"])
     else:
         status = message.get("status", 0)
         named: Any = Status(status)
-        made.data(
-            message["node"], Value(message.get("value"), status, status_name(named), message.get("time")), result
-        )
+        made.data(message["node"], Value(message.get("value"), status, status_name(named), time), result)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import ssl
@@ -112,6 +113,10 @@ def at(port: int, **more: Any) -> Device:
     return device(port, sensors=SENSORS, fields={"holder": "1:Holder"}, **more)
 
 
+def _has(said: FakeContext, reports: int) -> bool:
+    return len(said.reports) >= reports
+
+
 async def connected(server: Peer) -> None:
     async with asyncio.timeout(20):
         while (await server.do("state"))["subscriptions"] < 1:
@@ -193,7 +198,7 @@ async def test_a_gateway_that_was_away_and_a_line_that_was_cut(tmp_path: Path) -
             for turn in range(3):
                 await server.do("cut")
                 await server.do("many", "Smoke", [True, False, True, False])
-                await until(lambda turn=turn: len(said.reports) >= 4 + 4 * (turn + 1))
+                await until(functools.partial(_has, said, 4 + 4 * (turn + 1)))
             after = (await server.do("state"))["created"]
             assert after == before, "the subscription was not resumed"
     assert kinds(said)[4:] == [("smoke", "smoke.detected"), ("smoke", "smoke.cleared")] * 6
