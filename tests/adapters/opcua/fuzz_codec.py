@@ -1,4 +1,4 @@
-"""Hostile notifications for the codec: the golden ones as a server encodes them, damaged. See tests/fuzz.py."""
+"""Hostile notifications for the codec: the golden ones, encoded and damaged. See tests/fuzz.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncua import ua
+from asyncua.common.utils import Buffer
 from asyncua.ua.ua_binary import struct_from_binary, struct_to_binary
 
 from services.adapters.opcua import client, codec
@@ -22,7 +23,7 @@ _NODES = sorted({node for case in CASES for node in reader(case, golden.Remember
 def fuzz_one(data: bytes) -> None:
     """What must hold for any bytes at all: a message is understood, or asyncua refuses it."""
     try:
-        message: Any = struct_from_binary(ua.NotificationMessage, ua.utils.Buffer(data))
+        message: Any = struct_from_binary(ua.NotificationMessage, Buffer(data))
     except Exception:
         return  # the session ends, and is made anew
     for case in CASES:
