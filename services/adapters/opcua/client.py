@@ -377,7 +377,13 @@ def _pair(certificate: str, key: str, whose: str) -> tuple[x509.Certificate, Any
 async def _protect(client: Client, door_: Door) -> None:
     own, _ = _pair(door_.certificate or "", door_.key or "", "our own")
     client.application_uri = _application_uri(own)
-    trusted = door_.server_certificate or await _pinned(door_)
+    try:
+        trusted = await _trusted(door_)
+    except UaError:
+        # It does not tell its endpoints to whom it does not know, but may be entered all the same.
+        if door_.server_certificate is None:
+            raise
+        trusted = door_.server_certificate
     await client.set_security(
         getattr(security_policies, f"SecurityPolicy{door_.policy}"),
         CertProperties((door_.certificate or "").encode(), "pem"),
@@ -396,8 +402,10 @@ def _application_uri(certificate: x509.Certificate) -> str:
     raise Unusable("our own certificate names no application URI (subjectAltName URI:…), which OPC UA wants")
 
 
-async def _pinned(door_: Door) -> bytes:
-    """The server's certificate, if it has the fingerprint that is trusted."""
+async def _trusted(door_: Door) -> bytes:
+    """The server's certificate, if it is the one that is trusted. With another the server could not read
+    a word of ours and would just be silent, so it is asked for before."""
+    wanted = door_.fingerprint or fingerprint(door_.server_certificate or b"")
     asking = Client(door_.url, timeout=door_.timeout)
     endpoints = await asking.connect_and_get_server_endpoints()
     uri = getattr(security_policies, f"SecurityPolicy{door_.policy}").URI
@@ -405,7 +413,7 @@ async def _pinned(door_: Door) -> bytes:
     for endpoint in endpoints:
         if (endpoint.SecurityPolicyUri, endpoint.SecurityMode) == (uri, mode):
             der = _first_certificate(bytes(endpoint.ServerCertificate or b""))
-            if fingerprint(der) != door_.fingerprint:
+            if fingerprint(der) != wanted:
                 raise Unusable(
                     f"{door_.where} shows a certificate that is not trusted. Its SHA-256 fingerprint is "
                     f"{shown(fingerprint(der))}: compare it with the one at the server itself"
