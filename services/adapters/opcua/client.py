@@ -26,6 +26,7 @@ from asyncua.client.client import Client
 from asyncua.client.ua_session import UaSession
 from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import CertProperties
+from asyncua.ua import ua_binary
 from asyncua.ua.attribute_ids import AttributeIds
 from asyncua.ua.status_codes import get_name_and_doc
 from asyncua.ua.uaerrors import UaError, UaStatusCodeError
@@ -128,6 +129,20 @@ def fingerprint(der: bytes) -> str:
 def shown(digest: str) -> str:
     """A fingerprint as certificate viewers show it."""
     return ":".join(digest[at : at + 2] for at in range(0, len(digest), 2)).upper()
+
+
+_unpack_array = ua_binary.unpack_uatype_array
+
+
+def _unpack_bounded(vtype: ua.VariantType, data: Any) -> list[Any] | None:
+    """asyncua 2.1 believes any length of an array; one of Null, whose elements take no bytes, would keep
+    it busy for hours."""
+    if vtype == ua.VariantType.Null:
+        raise UaError("an array of nothing")
+    return _unpack_array(vtype, data)
+
+
+ua_binary.unpack_uatype_array = _unpack_bounded
 
 
 class _Session(UaSession):

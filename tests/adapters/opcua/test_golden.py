@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asyncua.common.utils import Buffer
+from asyncua.ua.ua_binary import variant_from_binary
+from asyncua.ua.uaerrors import UaError
 
 from services.adapters.opcua.client import status_name
 from services.adapters.opcua.codec import Reader, Result, Value
@@ -71,3 +74,9 @@ def test_case(path: Path) -> None:
         yield dialect.Result(reports=result.reports, states=states, heard=result.heard)
 
     golden.check(case, read)
+
+
+def test_an_array_of_nothing_is_refused_at_once() -> None:
+    """A Variant of type 0 (Null) with the array bit and a length of 2^31 - 1 (OPC 10000-6, 5.2.2.16)."""
+    with pytest.raises(UaError):
+        variant_from_binary(Buffer(b"\x80\xff\xff\xff\x7f"))
