@@ -1,0 +1,1 @@
+"""Receives data changes and alarms of OPC UA servers."""
