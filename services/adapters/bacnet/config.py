@@ -298,6 +298,13 @@ class Device(shared.site.Device):
         le=3600,
         description="How often it is asked for its clock, and for the state of what is polled.",
     )
+    reread: Duration = Field(
+        default=30.0,
+        ge=0.05,
+        le=3600,
+        description="How often the state of every sensor and the standing alarms are read, whatever was "
+        "told: what a lost notification said is found by then.",
+    )
     timeout: Duration = Field(default=3.0, ge=0.1, le=30, description="How long an answer may take.")
     retries: int = Field(default=2, ge=0, le=10, description="How often a question is repeated.")
     sensors: dict[Slug, Sensor] = Field(default={}, description="Its sensors, by id.")

@@ -34,6 +34,7 @@ PRESENT_VALUE, STATUS, STATE = PROPERTY["present-value"], PROPERTY["status-flags
 RELIABLE = PROPERTY["reliability"]
 _NORMAL = "normal"
 _FAULT = 1
+_OFFNORMAL = 2
 _ACKNOWLEDGED = 2
 _RECURS = 3600.0
 """Seconds within which a time stamp without a date, or a number, that comes again is a repeat."""
@@ -112,8 +113,61 @@ class Reading:
                 identity = _identity(object_, int(state), stamp)
             else:
                 stamp = None
+        known = self._known(name, about)
         self._turn(name, now, _Said(native, details, stamp, identity), result)
+        if stamps is None:
+            if now is not None and self._key(about) in result.memory:
+                result.memory[self._told(name)] = "1"
+        elif len(stamps) == 3:
+            self._read_stamps(name, (known, now), stamps, _Said(native, details), result)
         return result
+
+    def _read_stamps(
+        self,
+        name: str,
+        turn: tuple[str | None, Kind | None],
+        stamps: list[Stamp],
+        said: _Said,
+        result: Result,
+    ) -> None:
+        """An alarm that came and went while nobody listened is one that only its time stamp tells of.
+
+        A stamp that is new is of no such alarm where what it led to is told above, or was told by a change of
+        value, which has no stamp, since the stamps were last read. `turn` is from what to what it went."""
+        known, now = turn
+        about, before = self._device.sensors[name], self._stamps(name)
+        began, _, ended = (str(each) for each in stamps)
+        told = self._recall(self._told(name)) is not None
+        if told:
+            result.memory[self._told(name)] = None
+        if before is None or before != (began, ended):
+            result.memory[self._stamps_key(name)] = f"{began}\n{ended}"
+        if before is None or began == before[0] or not stamps[0].unique or told:
+            return
+        object_ = object_id(about.object)
+        details = {**said.details, "missed": "true"}
+        if now is None and known == _NORMAL:
+            start = _identity(object_, _OFFNORMAL, stamps[0])
+            self._say(name, about.alarm, _Said(said.native, details, stamps[0], start), result)
+            end = _restore(about, about.alarm)
+            if end is not None:
+                over = stamps[2] if stamps[2].unique and ended != before[1] else None
+                identity = _identity(object_, 0, over) if over else None
+                self._say(name, end, _Said(said.native, details, over, identity), result)
+        elif now is about.alarm and known == now.value:
+            again = _identity(object_, _OFFNORMAL, stamps[0])
+            self._say(name, now, _Said(said.native, details, stamps[0], again), result)
+
+    def _told(self, name: str) -> str:
+        return f"told/{self._id}/{name}"
+
+    def _stamps_key(self, name: str) -> str:
+        return f"stamps/{self._id}/{name}"
+
+    def _stamps(self, name: str) -> tuple[str, str] | None:
+        """When it last began and ended, by the device, as far as was told or read."""
+        began, line, ended = (self._recall(self._stamps_key(name)) or "").partition("\n")
+        return (began, ended) if line else None
 
     def _condition(self, name: str, about: Sensor, said: Mapping[int, Value]) -> Kind | None:
         state = said.get(STATE)
@@ -183,6 +237,14 @@ class Reading:
             self._say(None, self._unlisted(said, values), transition, result)
         for name in names:
             about = self._device.sensors[name]
+            if object_id(about.object) == said.object and said.to_state != _FAULT:
+                before = self._stamps(name)
+                if said.stamp.unique and before is not None:
+                    if str(said.stamp) == before[said.to_state == 0]:
+                        continue  # it was read before it came
+                    edges = list(before)
+                    edges[said.to_state == 0] = str(said.stamp)
+                    result.memory[self._stamps_key(name)] = "\n".join(edges)
             again = self._recall(self._seen(said.object)) == identity
             if about.by == "events":
                 result.memory[self._seen(said.object)] = identity

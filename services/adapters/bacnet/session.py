@@ -388,12 +388,16 @@ class Session:
         for point in self._points.values():
             point.subscribed_until, point.refused = 0.0, ""
         self._again, self._begin_anew = True, False
+        reread = 0.0
         while True:
             clock = await talk.clock()
             self._context.heard(
                 self.id, clock=codec.moment(clock[0], clock[1], self._zone) if clock is not None else None
             )
-            everything, self._again = self._again, False
+            # What was told and did not arrive (a datagram lost, a subscription forgotten) nobody tells again.
+            everything, self._again = self._again or time.monotonic() >= reread, False
+            if everything:
+                reread = time.monotonic() + self.device.reread
             for name, about in self.device.sensors.items():
                 await self._attend(talk, name, about, everything)
             if everything:
