@@ -25,6 +25,7 @@ class Link:
         self._towards_target = towards_target
         self._up = True
         self._noise: list[bytes] = []
+        self._passed = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self._near: asyncio.DatagramTransport | None = None
@@ -55,6 +56,12 @@ class Link:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def used(self) -> None:
+        """Wait until something has passed to the gateway, and a moment longer."""
+        async with asyncio.timeout(60):
+            await self._passed.wait()
+        await asyncio.sleep(2)
+
     async def cut(self, seconds: float) -> None:
         """Nothing passes for a while; connections break."""
         self._up = False
@@ -71,6 +78,8 @@ class Link:
             _reset(writer)
 
     def _spoil(self, data: bytes, to_gateway: bool) -> list[bytes]:
+        if to_gateway:
+            self._passed.set()
         if not to_gateway or not self._noise:
             return [data]
         noise, self._noise = self._noise, []

@@ -104,8 +104,28 @@ CASES: dict[str, Case] = {
             "sensors": {"isapi-door": _sensor("access_control", door=1)},
         },
         {"isapi-door": (Kind.ACCESS_ENTRY_UNLOCKED, Kind.ACCESS_ENTRY_DENIED)},
-        (b"HTTP/1.1 2", b"--MIME_boundary\r\nContent-Length: 9\r\n\r\n<Eve", *_BYTES),
+        tuple(
+            b"--MIME_boundary\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%b\r\n"
+            % (len(body), body)
+            for body in (b"<Eve", b"", *_BYTES)
+        ),
         secrets=("isapi_password",),
+    ),
+    "opcua": Case(
+        "opcua",
+        lambda port: {
+            "url": f"opc.tcp://{HOST}:{port}/",
+            "security": {"policy": "none"},
+            "credentials": {"username": "tocsin", "password": {"secret": "opcua_password"}},
+            "publishing": "100ms",
+            "sensors": {
+                "opcua-fire": _sensor("fire_alarm", alarms={"source": "FirePanel", "condition": "Boiler*"})
+            },
+        },
+        {"opcua-fire": (Kind.FIRE_ALARM, Kind.FIRE_CLEARED)},
+        (b"ERRF\x10\x00\x00\x00", b"MSGF\xff\xff\xff\xff", *_BYTES),
+        marked=False,
+        secrets=("opcua_password",),
     ),
     "osdp": Case(
         "osdp",
@@ -271,6 +291,8 @@ class World:
             for name in self.cases:
                 made = speaker(name, loaded.devices[name], held, f"{HOST}:{self._at[name]}")
                 self._speakers[name] = await self._opened.enter_async_context(made)
+            # What is so when a device is met for the first time ever is known, and no news.
+            await asyncio.gather(*(self.links[n].used() for n, case in self.cases.items() if case.listens))
         except BaseException:
             await self._opened.aclose()
             raise
@@ -299,10 +321,9 @@ class World:
                 await self._arrived(name)
 
     async def _arrived(self, name: str) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SEEN):
-                while (await self.count())[name].lost:
-                    await asyncio.sleep(0.1)
+        async with asyncio.timeout(_SEEN):
+            while (await self.count())[name].lost:
+                await asyncio.sleep(0.1)
 
     async def caught_up(self, fault: str) -> None:
         """Wait until all has arrived but what may be lost by `fault`."""

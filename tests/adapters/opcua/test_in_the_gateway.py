@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from services import rooms
 from services.adapters.opcua.adapter import Adapter
 from services.adapters.opcua.simulator import Simulator
-from shared import metrics
 from shared.events import Kind
 from shared.host import AdapterHost
 from shared.site import load
@@ -40,8 +38,7 @@ devices:
 """  # noqa: E501
 
 
-async def test_events_over_restarts(bms: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "REGISTRY", CollectorRegistry())
+async def test_events_over_restarts(bms: Simulator, tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     path.write_text(SITE.format(url=bms.device.url))
     world = World(tmp_path, load(path, {"opcua": rooms.room("opcua")}))
@@ -61,8 +58,6 @@ async def test_events_over_restarts(bms: Simulator, tmp_path: Path, monkeypatch:
         asyncio.create_task(bms.send("door", Kind.ACCESS_ENTRY_UNLOCKED, "m4")),
     ]
     await asyncio.sleep(0.2)
-    # A process of its own would have its own.
-    monkeypatch.setattr(metrics, "REGISTRY", CollectorRegistry())
     async with gateway.running(AdapterHost(world.runtime("adapter-opcua"), "opcua", Adapter)):
         async with asyncio.timeout(20):
             await asyncio.gather(*away)
