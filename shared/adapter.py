@@ -7,6 +7,7 @@ severity, redaction, sensor state, supervision of silence, clock offsets, custod
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from shared.events import Actor, Kind
 from shared.model import SecretStr
 from shared.store import StoreFull
 
-__all__ = ["Adapter", "Context", "Emit", "Report", "StoreFull"]
+__all__ = ["Adapter", "Context", "Emit", "Link", "LinkingAdapter", "Report", "StoreFull"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,3 +141,49 @@ class Adapter(ABC):
     def ready(self) -> bool:
         """Whether it listens (or has begun to connect): the service's readiness."""
         return True
+
+
+class Link(Protocol):
+    """The connection to one device."""
+
+    async def run(self) -> None:
+        """Receive until cancelled."""
+
+    def follow(self, device: Any) -> None:
+        """The site file or a secret has changed; `device` is what the file says of the device now."""
+
+    def forget(self) -> None:
+        """The device is gone from the site file."""
+
+
+class LinkingAdapter(Adapter):
+    """An adapter that keeps one link to each device."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._started = False
+
+    @abstractmethod
+    def link(self, emit: Emit, id_: str, device: Any) -> Link:
+        """A link to a device that has come into the site file."""
+
+    def ready(self) -> bool:
+        return self._started
+
+    async def run(self, emit: Emit) -> None:
+        links: dict[str, tuple[Link, asyncio.Task[None]]] = {}
+        async with asyncio.TaskGroup() as group:
+            while True:
+                devices = self.context.devices
+                for id_ in links.keys() - devices.keys():
+                    link, task = links.pop(id_)
+                    task.cancel()
+                    link.forget()
+                for id_, device in devices.items():
+                    if id_ in links:
+                        links[id_][0].follow(device)
+                    else:
+                        link = self.link(emit, id_, device)
+                        links[id_] = link, group.create_task(link.run(), name=f"link to {id_}")
+                self._started = True
+                await self.context.changed()

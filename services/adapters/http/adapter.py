@@ -23,8 +23,7 @@ from services.adapters.http.client import Client, Failed, Refused, Secret, in_pl
 from services.adapters.http.codec import Malformed, Place
 from services.adapters.http.config import Device
 from services.adapters.http.ways import Batch, way
-from shared.adapter import Adapter as BaseAdapter
-from shared.adapter import Context, Emit, Report, StoreFull
+from shared.adapter import Context, Emit, Link, LinkingAdapter, Report, StoreFull
 from shared.dialect import Message, Reader, Result, Unreadable
 from shared.secrets import MissingSecret
 
@@ -40,33 +39,11 @@ _TROUBLE = (Failed, Malformed, MissingSecret, OSError, TimeoutError, ValueError)
 """What ends a round. ssl.SSLError and ConnectionError are OSErrors."""
 
 
-class Adapter(BaseAdapter):
+class Adapter(LinkingAdapter):
     """Keeps one link to each device."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._started = False
-
-    def ready(self) -> bool:
-        return self._started
-
-    async def run(self, emit: Emit) -> None:
-        links: dict[str, tuple[_Link, asyncio.Task[None]]] = {}
-        async with asyncio.TaskGroup() as group:
-            while True:
-                devices: Mapping[str, Device] = self.context.devices
-                for id_ in links.keys() - devices.keys():
-                    link, task = links.pop(id_)
-                    task.cancel()
-                    link.forget()
-                for id_, device in devices.items():
-                    if id_ in links:
-                        links[id_][0].follow(device)
-                    else:
-                        link = _Link(self.context, emit, id_, device)
-                        links[id_] = link, group.create_task(link.run(), name=f"http {id_}")
-                self._started = True
-                await self.context.changed()
+    def link(self, emit: Emit, id_: str, device: Device) -> Link:
+        return _Link(self.context, emit, id_, device)
 
 
 async def probe(device: Device, secret: Secret) -> str | None:

@@ -13,18 +13,17 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
 from zoneinfo import ZoneInfo
 
-import shared.adapter
 from services.adapters.isapi import codec, stream
 from services.adapters.isapi.codec import Decoder, Meaning, Part, Picture, Splitter, Spoiled
 from services.adapters.isapi.config import Device
 from services.adapters.isapi.stream import Answer, Door, Refused
-from shared.adapter import Context, Emit, Report, StoreFull
+from shared.adapter import Context, Emit, Link, LinkingAdapter, Report, StoreFull
 from shared.dialect import Unreadable
 from shared.events import Kind, SensorType, utcnow
 from shared.model import SecretStr
@@ -66,33 +65,11 @@ _boot = secrets.token_hex(6)
 _edges = count()
 
 
-class Adapter(shared.adapter.Adapter):
+class Adapter(LinkingAdapter):
     """Keeps one link to each device."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._started = False
-
-    def ready(self) -> bool:
-        return self._started
-
-    async def run(self, emit: Emit) -> None:
-        links: dict[str, tuple[_Link, asyncio.Task[None]]] = {}
-        async with asyncio.TaskGroup() as group:
-            while True:
-                devices: Mapping[str, Device] = self.context.devices
-                for id_ in links.keys() - devices.keys():
-                    link, task = links.pop(id_)
-                    task.cancel()
-                    link.forget()
-                for id_, device in devices.items():
-                    if id_ in links:
-                        links[id_][0].follow(device)
-                    else:
-                        link = _Link(self.context, emit, id_, device)
-                        links[id_] = link, group.create_task(link.run(), name=f"isapi {id_}")
-                self._started = True
-                await self.context.changed()
+    def link(self, emit: Emit, id_: str, device: Device) -> Link:
+        return _Link(self.context, emit, id_, device)
 
 
 def _door(device: Device, secret: Callable[[SecretRef], SecretStr]) -> Door:

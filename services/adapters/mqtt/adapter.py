@@ -24,7 +24,6 @@ from typing import Any
 
 import mqtt5
 
-import shared.adapter
 from services.adapters.mqtt import codec
 from services.adapters.mqtt.config import Device
 from services.adapters.mqtt.source import (
@@ -37,7 +36,7 @@ from services.adapters.mqtt.source import (
     Version,
     explain,
 )
-from shared.adapter import Context, Emit, Report, StoreFull
+from shared.adapter import Context, Emit, Link, LinkingAdapter, Report, StoreFull
 from shared.bus import BrokerRefused, Endpoint
 from shared.dialect import Result, Unreadable
 from shared.events import utcnow
@@ -61,33 +60,11 @@ _boot = f"{time.time_ns():x}"
 _deliveries = count()
 
 
-class Adapter(shared.adapter.Adapter):
+class Adapter(LinkingAdapter):
     """Keeps one link to each device's broker."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._started = False
-
-    def ready(self) -> bool:
-        return self._started
-
-    async def run(self, emit: Emit) -> None:
-        links: dict[str, tuple[_Link, asyncio.Task[None]]] = {}
-        async with asyncio.TaskGroup() as group:
-            while True:
-                devices: Mapping[str, Device] = self.context.devices
-                for id_ in links.keys() - devices.keys():
-                    link, task = links.pop(id_)
-                    link.forget()
-                    task.cancel()
-                for id_, device in devices.items():
-                    if id_ in links:
-                        links[id_][0].follow(device)
-                    else:
-                        link = _Link(self.context, emit, id_, device)
-                        links[id_] = link, group.create_task(link.run(), name=f"mqtt {id_}")
-                self._started = True
-                await self.context.changed()
+    def link(self, emit: Emit, id_: str, device: Device) -> Link:
+        return _Link(self.context, emit, id_, device)
 
 
 # ── How to be let in ─────────────────────────────────────────────────────────────────────────────

@@ -17,17 +17,16 @@ import json
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from asyncua import ua
 
-import shared.adapter
 from services.adapters.opcua import client, codec
 from services.adapters.opcua.client import TROUBLE, Connection, Door, Ticket, Unusable
 from services.adapters.opcua.codec import Reader, Result, Unreadable
 from services.adapters.opcua.config import Device
-from shared.adapter import Context, Emit, StoreFull
+from shared.adapter import Context, Emit, Link, LinkingAdapter, StoreFull
 from shared.events import utcnow
 from shared.model import SecretStr
 from shared.secrets import MissingSecret
@@ -85,33 +84,11 @@ class Subscription(NamedTuple):
         return json.dumps(self)
 
 
-class Adapter(shared.adapter.Adapter):
+class Adapter(LinkingAdapter):
     """Keeps one link to each server."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._started = False
-
-    def ready(self) -> bool:
-        return self._started
-
-    async def run(self, emit: Emit) -> None:
-        links: dict[str, tuple[_Link, asyncio.Task[None]]] = {}
-        async with asyncio.TaskGroup() as group:
-            while True:
-                devices: Mapping[str, Device] = self.context.devices
-                for id_ in links.keys() - devices.keys():
-                    link, task = links.pop(id_)
-                    link.forget()
-                    task.cancel()
-                for id_, device in devices.items():
-                    if id_ in links:
-                        links[id_][0].follow(device)
-                    else:
-                        link = _Link(self.context, emit, id_, device)
-                        links[id_] = link, group.create_task(link.run(), name=f"opcua {id_}")
-                self._started = True
-                await self.context.changed()
+    def link(self, emit: Emit, id_: str, device: Device) -> Link:
+        return _Link(self.context, emit, id_, device)
 
 
 async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str | None:
