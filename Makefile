@@ -36,7 +36,7 @@ demo: setup
 	@$(BIN)/tocsin demo $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 test: broker
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check

@@ -22,8 +22,9 @@ from typing import Any
 
 from services import rooms
 from services.broker import NoBroker, free_port
+from services.run import MAKERS
 from services.simulate import Speaker, Tokens, speaker
-from services.stack import HOST, MAKERS, DidNotStart, Stack
+from services.stack import HOST, DidNotStart, Stack
 from services.watch import Console, Story, subscribe
 from shared.bus import Bus, Endpoint
 from shared.events import Event, Kind

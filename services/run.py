@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from shared.service import Part, Runtime
 
 _ADAPTER = "adapter-"
-_MAKERS = ("correlator", "vms-publisher", "camio-publisher")
+MAKERS = ("correlator", "vms-publisher", "camio-publisher")
+"""What every gateway runs beside its adapters."""
 
 
 class UnknownService(ValueError):
@@ -24,7 +25,7 @@ def service_names() -> list[str]:
     """All services that can be run, adapters by what is installed."""
     from services import rooms  # noqa: PLC0415
 
-    return [*(_ADAPTER + name for name in rooms.names()), *_MAKERS]
+    return [*(_ADAPTER + name for name in rooms.names()), *MAKERS]
 
 
 def _find(name: str) -> Callable[[Runtime], Part]:

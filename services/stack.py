@@ -21,10 +21,9 @@ import orjson
 import yaml
 
 from services.broker import Broker, Security, free_port
+from services.run import MAKERS
 
 HOST = "127.0.0.1"
-MAKERS = ("correlator", "vms-publisher", "camio-publisher")
-"""What every gateway runs beside its adapters."""
 SERVICES = ("adapter-dc09", "adapter-webhook", "adapter-mqtt", *MAKERS)
 """A gateway with devices that report by themselves."""
 _PATIENCE = 30.0

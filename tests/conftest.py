@@ -13,6 +13,14 @@ from tests import peers
 peers.add_to_path()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file that share what runs in its event loop stay together, in their order."""
+    for item in items:
+        mark = item.get_closest_marker("asyncio")
+        if mark is not None and mark.kwargs.get("loop_scope") == "module":
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     """An empty Mosquitto without persistence, open to everybody on this machine."""

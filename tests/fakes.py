@@ -128,7 +128,7 @@ async def running(adapter_of: Callable[[Context], A], context: FakeContext) -> A
     adapter = adapter_of(context)
     task = asyncio.create_task(adapter.run(context.emit))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not adapter.ready() and not task.done():
                 await asyncio.sleep(0.001)
         yield adapter

@@ -208,7 +208,7 @@ async def leave(task: asyncio.Task[Any]) -> None:
         await task
 
 
-async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(true: Callable[[], object], seconds: float = 30.0) -> None:
     """Return when `true()` is; fail after a long time. Not for saying how long something takes."""
     try:
         async with asyncio.timeout(seconds):

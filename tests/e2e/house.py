@@ -28,7 +28,7 @@ DOOR = "40000000-0000-0000-0000-000000000001"
 PIN = "83914207"
 """What somebody types at a keypad."""
 CAMERAS = ("lobby", "dock", "kitchen", "yard", "shop")
-_PATIENCE = 20.0
+_PATIENCE = 45.0
 
 
 def site(ports: Mapping[str, int], foreign: str) -> dict[str, Any]:
@@ -298,9 +298,9 @@ class House:
         return events
 
     async def status(self, service: str) -> dict[str, Any]:
-        """The last retained status of a service."""
-        said = self.listener.of(f"services/{service}")
-        data: dict[str, Any] = said[-1].json()["data"] if said else {}
+        """The last retained status of a service, once there is one."""
+        said: list[Said] = await until(lambda: self.listener.of(f"services/{service}"))
+        data: dict[str, Any] = said[-1].json()["data"]
         return data
 
     # ── commands ─────────────────────────────────────────────────────────────────────────────────

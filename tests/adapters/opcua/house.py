@@ -135,7 +135,7 @@ def subscribed(simulator: Simulator) -> bool:
 
 
 async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(45):
         while not true():
             await asyncio.sleep(0.01)
 

@@ -59,7 +59,7 @@ async def test_events_over_restarts(bms: Simulator, tmp_path: Path) -> None:
     ]
     await asyncio.sleep(0.2)
     async with gateway.running(AdapterHost(world.runtime("adapter-opcua"), "opcua", Adapter)):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(45):
             await asyncio.gather(*away)
         await gateway.until(lambda: len(events()) >= 4)
     said = {event["data"]["kind"]: event for event in events().values()}

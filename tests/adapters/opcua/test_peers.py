@@ -45,7 +45,7 @@ class Peer:
 
     async def line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(45):
             while line := await self._process.stdout.readline():
                 if line.startswith(b"{"):
                     said: dict[str, Any] = json.loads(line)
@@ -117,11 +117,15 @@ def _has(said: FakeContext, reports: int) -> bool:
     return len(said.reports) >= reports
 
 
-async def connected(server: Peer) -> None:
-    async with asyncio.timeout(20):
-        while (await server.do("state"))["subscriptions"] < 1:
-            await asyncio.sleep(0.05)
-    await asyncio.sleep(0.5)
+async def connected(said: FakeContext) -> None:
+    """The first values were taken and the first refresh ended: what comes now is news."""
+    follows = {name for name, sensor in SENSORS.items() if "nodes" in sensor}
+    await until(
+        lambda: (
+            follows <= {sensor for _, sensor, _ in said.alive}
+            and any(key.startswith("met/") for key in said.memory)
+        )
+    )
 
 
 async def test_values_alarms_and_events_of_a_node_opcua_server(tmp_path: Path) -> None:
@@ -130,7 +134,7 @@ async def test_values_alarms_and_events_of_a_node_opcua_server(tmp_path: Path) -
     async with node_server(tmp_path, int(about.url.rpartition(":")[2])) as server:
         assert await probe(about, said.secret) is None
         async with running(Adapter, said):
-            await connected(server)
+            await connected(said)
             for command in (
                 ("set", "Smoke", True),
                 ("set", "Level", 25.5),
@@ -178,7 +182,7 @@ async def test_a_gateway_that_was_away_and_a_line_that_was_cut(tmp_path: Path) -
     said = context({"bms": about})
     async with node_server(tmp_path, int(about.url.rpartition(":")[2])) as server:
         async with running(Adapter, said):
-            await connected(server)
+            await connected(said)
             await server.do("set", "Fire", True)
             await until(lambda: len(said.reports) == 1)
         # Away: an alarm begins, another ends, a contact toggles.
@@ -231,7 +235,7 @@ async def test_protected_channels_to_a_node_opcua_server(tmp_path: Path) -> None
             said = context({"bms": about}, client=own + own_key)
             assert await probe(about, said.secret) is None, policy
             async with running(Adapter, said):
-                await connected(server)
+                await connected(said)
                 await server.do("set", "Fire", True)
                 await until(functools.partial(_has, said, 1))
             await server.do("set", "Fire", False)
