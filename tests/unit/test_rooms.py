@@ -99,7 +99,7 @@ def test_finding_and_loading_a_room_imports_no_other_and_no_protocol_library() -
     program = (
         "import sys; from services import rooms; rooms.names(); rooms.room('dc09');"
         "print(*(n for n in sys.modules if n.startswith('services.adapters.') and n.count('.') > 2"
-        " or n in ('cryptography', 'aiomqtt', 'starlette', 'uvicorn', 'httpx', 'aiohttp')))"
+        " or n in ('cryptography', 'Cryptodome', 'aiomqtt', 'starlette', 'uvicorn', 'httpx', 'aiohttp')))"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     imported = run.stdout.split()

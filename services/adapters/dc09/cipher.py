@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CBC
+from Cryptodome.Cipher import AES
 
 _IV = bytes(16)
 
@@ -12,7 +10,7 @@ _IV = bytes(16)
 class Key:
     """An account's key. Its value shows in no representation."""
 
-    __slots__ = ("_aes",)
+    __slots__ = ("_value",)
 
     def __init__(self, hex_digits: str) -> None:
         """Raises ValueError, without the value, unless it is 32, 48 or 64 hex digits."""
@@ -22,14 +20,12 @@ class Key:
             value = b""
         if len(value) not in (16, 24, 32):
             raise ValueError("a key is 32, 48 or 64 hex digits (AES-128, 192 or 256)")
-        self._aes = AES(value)
+        self._value = value
 
     def encrypt(self, clear: bytes) -> bytes:
         """`clear` is a multiple of 16 bytes."""
-        encryptor = Cipher(self._aes, CBC(_IV)).encryptor()
-        return encryptor.update(clear) + encryptor.finalize()
+        return AES.new(self._value, AES.MODE_CBC, _IV).encrypt(clear)
 
     def decrypt(self, sealed: bytes) -> bytes:
         """`sealed` is a multiple of 16 bytes."""
-        decryptor = Cipher(self._aes, CBC(_IV)).decryptor()
-        return decryptor.update(sealed) + decryptor.finalize()
+        return AES.new(self._value, AES.MODE_CBC, _IV).decrypt(sealed)

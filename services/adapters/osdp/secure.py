@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from Cryptodome.Cipher import AES
 
 from services.adapters.osdp.codec import MAC_LENGTH, Malformed
 
@@ -22,15 +22,13 @@ class Key:
     """An AES-128 key, for whole blocks."""
 
     def __init__(self, key: bytes) -> None:
-        cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305  single blocks; chaining is done below
-        self._encryptor = cipher.encryptor()
-        self._decryptor = cipher.decryptor()
+        self._aes = AES.new(key, AES.MODE_ECB)  # single blocks; chaining is done below
 
     def encrypt(self, block: bytes) -> bytes:
-        return self._encryptor.update(block)
+        return self._aes.encrypt(block)
 
     def decrypt(self, block: bytes) -> bytes:
-        return self._decryptor.update(block)
+        return self._aes.decrypt(block)
 
 
 def parse_key(text: str) -> bytes:

@@ -124,34 +124,24 @@ class User:
         if self._privacy == "des":
             salt = boots.to_bytes(4, "big") + salt[4:]
             text += bytes(-len(text) % 8)
-        encryptor = self._cipher(engine, boots, time, salt).encryptor()
-        return encryptor.update(text) + encryptor.finalize(), salt
+        encrypted: bytes = self._cipher(engine, boots, time, salt).encrypt(text)
+        return encrypted, salt
 
     def decrypt(self, engine: bytes, boots: int, time: int, salt: bytes, data: bytes) -> bytes:
         """Raises `NotGenuine`. What was encrypted with another key gives rubbish."""
         if len(salt) != 8 or (self._privacy == "des" and len(data) % 8):
             raise NotGenuine("the encrypted part has a wrong size")
-        decryptor = self._cipher(engine, boots, time, salt).decryptor()
-        return bytes(decryptor.update(data) + decryptor.finalize())
+        decrypted: bytes = self._cipher(engine, boots, time, salt).decrypt(data)
+        return decrypted
 
     def _cipher(self, engine: bytes, boots: int, time: int, salt: bytes) -> Any:
-        # 8 MB, and not every device encrypts.
-        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415
+        # 2 MB, and not every device encrypts.
+        from Cryptodome.Cipher import AES, DES  # noqa: PLC0415
 
         key = self.keys(engine).privacy
         assert key is not None
         if self._privacy == "des":
-            from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES  # noqa: PLC0415
-
             start = bytes(a ^ b for a, b in zip(key[8:], salt, strict=True))
-            return Cipher(TripleDES(key[:8] * 3), modes.CBC(start))
+            return DES.new(key[:8], DES.MODE_CBC, start)  # noqa: S304  what older devices speak
         start = boots.to_bytes(4, "big") + time.to_bytes(4, "big") + salt
-        return Cipher(algorithms.AES(key), _cfb(start))
-
-
-def _cfb(start: bytes) -> Any:
-    try:
-        from cryptography.hazmat.decrepit.ciphers.modes import CFB  # noqa: PLC0415
-    except ImportError:  # before 47 it had not been moved
-        from cryptography.hazmat.primitives.ciphers.modes import CFB  # noqa: PLC0415
-    return CFB(start)
+        return AES.new(key, AES.MODE_CFB, start, segment_size=128)
