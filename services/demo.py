@@ -374,7 +374,11 @@ async def _run(seconds: float | None, directory: Path, console: Console) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     console.line(f"Starting a broker ({stack.broker.program}), {len(services)} services, a VMS and Camio …")
-    async with stack:
+    async with contextlib.AsyncExitStack() as opened:
+        opened.push_async_callback(stack.stop)
+        await stack.start_surroundings()
+        speakers = await _speakers(stack, ports, opened)
+        await stack.start_services()
         console.line(f"Ready after {time.monotonic() - began:.1f} s. Files: {directory}")
         console.line(
             "Each event: when, what, which sensor; then the cameras and targets that have it, after how long."
@@ -391,14 +395,12 @@ async def _run(seconds: float | None, directory: Path, console: Console) -> int:
         await joined.wait()
         if seconds is not None:
             asyncio.get_running_loop().call_later(seconds, stopping.set)
-        async with contextlib.AsyncExitStack() as opened:
-            speakers = await _speakers(stack, ports, opened)
-            acting = asyncio.create_task(_act(speakers, tally, stopping))
-            await stopping.wait()
-            async with asyncio.timeout(_ARRIVE):
-                await acting
-            good = await _verdict(stack, tally, console)
-            await bus.close()
+        acting = asyncio.create_task(_act(speakers, tally, stopping))
+        await stopping.wait()
+        async with asyncio.timeout(_ARRIVE):
+            await acting
+        good = await _verdict(stack, tally, console)
+        await bus.close()
         watching.cancel()
     return 0 if good else 1
 

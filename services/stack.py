@@ -232,9 +232,17 @@ class Stack:
 
     async def start(self) -> None:
         """Return when all is ready. Raises `DidNotStart` or `services.broker.NoBroker`."""
+        await self.start_surroundings()
+        await self.start_services()
+
+    async def start_surroundings(self) -> None:
+        """All that services expect to be there: the site file, the broker, the targets."""
         self.write_site()
         await self.broker.start()
         await self.start_simulators()
+
+    async def start_services(self) -> None:
+        """Return when they are ready."""
         for name in self._service_names:
             self.services[name] = self._service(name)
         await asyncio.gather(*(service.start() for service in self.services.values()))

@@ -85,9 +85,15 @@ async def started() -> dict[str, tuple[float, float]]:
     """All services, a second after they are ready."""
     content = site(16)
     content["targets"]["camio"] = {"token": {"secret": "camio"}}
+    content["devices"]["panel"] = {
+        "adapter": "dc09",
+        "account": "1234",
+        "credentials": {"key": {"secret": "panel_key"}},
+        "sensors": {"zone-1": {"type": "smoke", "zone": 1, "cameras": []}},
+    }
     content["adapters"] = {name: {"listen": f"{HOST}:{free_port()}"} for name in ("dc09", "webhook")}
     with tempfile.TemporaryDirectory(prefix="tocsin-memory-") as folder:
-        secrets = {"camio": "a-token-for-measuring"}
+        secrets = {"camio": "a-token-for-measuring", "panel_key": "0123456789abcdef" * 2}
         async with Stack(Path(folder), content, services=tuple(STAGES), secrets=secrets) as stack:
             await asyncio.sleep(1)
             return {name: memory(service.pid) for name, service in stack.services.items() if service.pid}

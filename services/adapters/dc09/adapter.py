@@ -181,7 +181,7 @@ class Adapter(shared.adapter.Adapter):
     def _key(self, id_: str, device: Device) -> Key | None:
         if device.credentials is None:
             return None
-        from services.adapters.dc09.cipher import Key  # noqa: PLC0415  8 MB, and not every panel has a key
+        from services.adapters.dc09.cipher import Key  # noqa: PLC0415  2 MB, and not every panel has a key
 
         try:
             return Key(self.context.secret(device.credentials.key).get_secret_value())
