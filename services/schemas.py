@@ -496,8 +496,7 @@ def _metrics_page() -> str:
     for services, its in EXPORTED.items():
         for metric in its:
             (family,) = metric.describe()
-            name = family.name + ("_total" if family.type == "counter" else "")
-            shown = _metric(name, metric._labelnames)
+            shown = _metric(name_of(metric), metric._labelnames)
             rows.append(f"| {shown} | {family.type} | {services} | {_cell(family.documentation)} |")
     rows += ["\n## Of single adapters\n\nCounters, all of them.\n"]
     rows += ["| metric | adapter | meaning |", "|---|---|---|"]
@@ -505,6 +504,12 @@ def _metrics_page() -> str:
         f"| {_metric(one.name, one.labels)} | `{one.room}` | {_cell(one.help)} |" for one in rooms_metrics()
     ]
     return "\n".join([_METRICS_INTRODUCTION, *rows, ""])
+
+
+def name_of(metric: metrics.Metric) -> str:
+    """As it is exported; of a histogram, without the ends of its series' names."""
+    (family,) = metric.describe()
+    return f"{family.name}_total" if family.type == "counter" else str(family.name)
 
 
 def _metric(name: str, labels: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +24,18 @@ _PACKAGE = "apt-get install prometheus"
 _PATIENCE = 30.0
 
 
-def promtool() -> str:
-    return peers.program("promtool", _PACKAGE)
+def promtool(*arguments: str, given: str = "") -> str:
+    """What promtool, run in the folder of the rules, prints; it must be content."""
+    done = subprocess.run(
+        [peers.program("promtool", _PACKAGE), *arguments],
+        cwd=FOLDER,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def rules() -> list[dict[str, Any]]:

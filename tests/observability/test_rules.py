@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from typing import Any
 
 import pytest
@@ -15,21 +14,8 @@ from tests.observability.prometheus import FOLDER, alerts, promtool, selectors
 TESTS: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.test.yml").read_text())["tests"]
 
 
-def run(*arguments: str) -> str:
-    """What promtool prints; it must be content."""
-    done = subprocess.run(
-        [promtool(), *arguments],
-        cwd=FOLDER,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_the_configuration_is_right() -> None:
-    said = run("check", "config", "--lint-fatal", "prometheus.yml")
+    said = promtool("check", "config", "--lint-fatal", "prometheus.yml")
     assert "is valid" in said
     assert "SUCCESS: 1 rule files found" in said
 
@@ -42,7 +28,7 @@ def test_every_service_is_scraped_and_no_other() -> None:
 
 
 def test_alerts_fire_when_they_should_and_are_silent_when_not() -> None:
-    assert "SUCCESS" in run("test", "rules", "alerts.test.yml")
+    assert "SUCCESS" in promtool("test", "rules", "alerts.test.yml")
 
 
 @pytest.mark.parametrize("name", alerts())
