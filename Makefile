@@ -66,6 +66,7 @@ adapter: setup
 
 schemas: setup
 	@$(BIN)/python -m services.schemas
+	@$(BIN)/python -m scripts.dashboard
 
 lock:
 	@scripts/lock $(ARGS)

@@ -7,17 +7,19 @@ same by hand.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from services import messages, rooms
+from shared import metrics
 from shared.events import SEVERITY
 from shared.site import Device, Sensor, Settings, Site
 
@@ -169,7 +171,7 @@ def _as_written(schema: Schema, definitions: dict[str, Schema]) -> None:
             field["description"] = model.get("description", "")
         if isinstance(default, dict):
             field["default"] = {key: value for key, value in default.items() if value not in (None, [], {})}
-        elif str(field.get("title", "")).startswith("Length of time"):
+        elif default is not None and str(field.get("title", "")).startswith("Length of time"):
             field["default"] = _duration(default)
 
 
@@ -418,6 +420,100 @@ def _words(schema: Schema) -> str:  # one case after another
 def _kinds() -> str:
     rows = ["| kind | severity |", "|---|---|"]
     return "\n".join([*rows, *(f"| `{kind}` | `{severity}` |" for kind, severity in SEVERITY.items())]) + "\n"
+
+
+# ── The metrics ──────────────────────────────────────────────────────────────────────────────────
+
+_ALL, _ADAPTERS, _CORRELATOR, _PUBLISHERS = "all", "adapters", "correlator", "publishers"
+EXPORTED: dict[str, tuple[metrics.Metric, ...]] = {
+    _ALL: (
+        metrics.BUILD, metrics.READY, metrics.SITE_LOADED, metrics.SITE_WRONG, metrics.BUS_CONNECTED,
+        metrics.BUS_DROPPED, metrics.HOST_CLOCK, metrics.OUTSTANDING, metrics.OLDEST, metrics.STORE_BYTES,
+        metrics.STORE_LIMIT, metrics.STORE_FULL, metrics.STORE_FAILURES, metrics.DISK_FREE, metrics.DISK_SIZE,
+    ),
+    _ADAPTERS: (
+        metrics.RECEIVED, metrics.REPEATED, metrics.UNLISTED, metrics.REJECTED, metrics.MISSED,
+        metrics.LAST_SEEN, metrics.SENSOR_SUPERVISION, metrics.ONLINE, metrics.CLOCK_OFFSET,
+    ),
+    f"{_ADAPTERS}, {_CORRELATOR}": (metrics.HANDOVER,),
+    _CORRELATOR: (metrics.CORRELATED, metrics.SUPPRESSED),
+    f"{_CORRELATOR}, {_PUBLISHERS}": (metrics.SET_ASIDE,),
+    _PUBLISHERS: (
+        metrics.DELIVERY, metrics.DELIVERIES, metrics.ATTEMPTS, metrics.DEAD_LETTERS, metrics.LANES_HELD_UP,
+        metrics.LANES_PAUSED,
+    ),
+}  # fmt: skip
+"""Which services have which metrics."""
+
+_METRICS_INTRODUCTION = """\
+# Metrics
+
+<!-- Generated from the code by `python -m services.schemas`; edit the help texts there instead. -->
+
+Each service shows them at `/metrics`, by default on port 9100, in Prometheus' form.
+[observability](../observability/README.md) has a configuration for Prometheus, alerts and a Grafana
+dashboard; [alerts.md](alerts.md) says what to do.
+
+Labels are bounded: ids of the site file and constants of the code, never data from outside. `service`
+is as in `tocsin run`, `adapter` the protocol. What is counted is there from the start of its service,
+at 0, but for the two that have the kind of an event or the reason of a refusal in a label. The series
+of a device or sensor end when it leaves the site file.
+
+Times are in seconds, sizes in bytes. The histograms' buckets go from a millisecond to a week. Beside
+these there are a process' usual metrics, as `process_start_time_seconds`.
+"""
+
+
+class RoomsMetric(NamedTuple):
+    """A counter that a room makes for itself, as its code names it."""
+
+    name: str
+    labels: tuple[str, ...]
+    help: str
+    room: str
+
+
+def rooms_metrics() -> list[RoomsMetric]:
+    """The counters of rooms: what they call `Context.tell` with."""
+    found: dict[str, RoomsMetric] = {}
+    for path in sorted((ROOT / "services" / "adapters").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr="tell"),
+                    args=[ast.Constant(value=str(name)), ast.Constant(value=str(help))],
+                    keywords=labels,
+                ) if name.startswith("tocsin_"):
+                    names = tuple(str(label.arg) for label in labels)
+                    room = path.relative_to(ROOT / "services" / "adapters").parts[0]
+                    found[name] = RoomsMetric(name, names, help, room)
+    return list(found.values())
+
+
+@document("docs/metrics.md")
+def _metrics_page() -> str:
+    rows = ["| metric | type | services | meaning |", "|---|---|---|---|"]
+    for services, its in EXPORTED.items():
+        for metric in its:
+            (family,) = metric.describe()
+            shown = _metric(name_of(metric), metric._labelnames)
+            rows.append(f"| {shown} | {family.type} | {services} | {_cell(family.documentation)} |")
+    rows += ["\n## Of single adapters\n\nCounters, all of them.\n"]
+    rows += ["| metric | adapter | meaning |", "|---|---|---|"]
+    rows += [
+        f"| {_metric(one.name, one.labels)} | `{one.room}` | {_cell(one.help)} |" for one in rooms_metrics()
+    ]
+    return "\n".join([_METRICS_INTRODUCTION, *rows, ""])
+
+
+def name_of(metric: metrics.Metric) -> str:
+    """As it is exported; of a histogram, without the ends of its series' names."""
+    (family,) = metric.describe()
+    return f"{family.name}_total" if family.type == "counter" else str(family.name)
+
+
+def _metric(name: str, labels: Sequence[str]) -> str:
+    return f"`{name}{{{', '.join(labels)}}}`" if labels else f"`{name}`"
 
 
 if __name__ == "__main__":

@@ -116,6 +116,11 @@ class Context(Protocol):
         """Count and log bad input. `reason` is a short constant (it is a metric label);
         `message` says where and what to do. Neither may hold a secret."""
 
+    def missed(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
+        """As `rejected`, for events that are known to have been lost before they came here: a gap in a
+        device's numbers, a queue that ran over, a device's own word."""
+        self.rejected(reason, message, device=device, **fields)
+
     def recall(self, key: str) -> str | None:
         """A small durable memory for edge detection: what `remember` last put at `key`."""
 

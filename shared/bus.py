@@ -387,8 +387,8 @@ class Bus:
         self._joined: list[Callable[[], None]] = []
         self._problem = ""
         self._closing = False
-        self.dropped = 0
-        """Messages asked to be kept that found no room."""
+        self.on_dropped: Callable[[], None] = lambda: None
+        """Called for each message asked to be kept that found no room."""
         self.on_trouble: Callable[[str], None] = lambda text: None
         """Told why there is no connection, each time the reason changes."""
 
@@ -444,7 +444,7 @@ class Bus:
         connection = self._connection
         if connection is None or len(self._kept_unacked) >= (self._kept.maxlen or 0):
             if len(self._kept) == self._kept.maxlen:
-                self.dropped += 1
+                self.on_dropped()
             self._kept.append(kept)
             return
         self._kept_counter += 1

@@ -15,12 +15,16 @@ away for days holds up no other. Such an event is *parked*: on disk, tried again
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from shared.bus import Bus, Message
 from shared.events import PLAIN_JSON, Malformed, Receipt, Severity
@@ -184,6 +188,7 @@ _PATIENCE = (5.0, 10.0, 20.0, 30.0)
 _PARTIAL_MOST = 2000
 _PARKED_CHUNK = 64
 _PARKED_PAUSES = (1.0, 60.0)
+_LOOK_EVERY = 5.0
 
 
 class Sender:
@@ -215,6 +220,8 @@ class Sender:
         self._canary_at = 0.0
         self.outstanding = 0
         """How many messages are in custody here."""
+        self.oldest: datetime | None = None
+        """When the oldest of them was received, as of a few seconds ago."""
         self.handed_over: Callable[[float], None] = lambda seconds: None
         """Told for each message let go: seconds since it was last sent."""
         bus.subscribe(self._reply, self._on_receipt)
@@ -425,6 +432,7 @@ class Sender:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resend())
             group.create_task(self._remind())
+            group.create_task(self._watch_oldest())
 
     async def _resend(self) -> None:
         while True:
@@ -492,6 +500,31 @@ class Sender:
                 pause = 0.0 if helped == before else 0.2
             else:
                 pause = min(longest, max(_PARKED_PAUSES[0], pause * 2))
+
+    async def _watch_oldest(self) -> None:
+        while True:
+            if not self.outstanding:
+                self.oldest = None
+            else:
+                with contextlib.suppress(sqlite3.Error, msgspec.MsgspecError):
+                    self.oldest = min(await self._store.read(_oldest), default=None)
+            await asyncio.sleep(_LOOK_EVERY)
+
+
+class _Received(msgspec.Struct):
+    recordedtime: datetime
+
+
+_when_received = msgspec.json.Decoder(_Received).decode
+
+
+def _oldest(connection: sqlite3.Connection) -> list[datetime]:
+    """When the first of each lane was received."""
+    rows = connection.execute(
+        "SELECT body FROM (SELECT body FROM outbox0 ORDER BY seq LIMIT 1) "
+        "UNION ALL SELECT body FROM (SELECT body FROM outbox1 ORDER BY seq LIMIT 1)"
+    )
+    return [_when_received(body).recordedtime for (body,) in rows]
 
 
 def _parked_query(

@@ -40,10 +40,11 @@ from shared.events import (
 from shared.model import SecretStr
 from shared.service import Part, Runtime
 from shared.site import Device, SecretRef, Sensor, Site
-from shared.store import Store, StoreFull
+from shared.store import StoreFull
 
 log = logging.getLogger("tocsin.adapter")
 
+_MOST_REASONS = 100
 _MOST_DETAILS = 200
 _LONGEST_DETAIL = 4096
 _STATE_EVERY = 30.0
@@ -120,12 +121,11 @@ class AdapterHost(Part):
     def __init__(self, runtime: Runtime, protocol: str, make: Callable[[Context], Adapter]) -> None:
         super().__init__(runtime)
         self.protocol = protocol
-        self._store = Store(runtime.state_dir / "outbox.db", OUTBOX_SCHEMA, max_bytes=runtime.store_max_bytes)
-        self._sender = Sender(runtime.bus, self._store, runtime.topics, runtime.name)
-        self._sender.handed_over = metrics.HANDOVER.observe
-        self._store.on_full = lambda full: runtime.trouble(
-            "store", "it holds all that it may; devices are refused" if full else None
+        self._store = runtime.store(
+            "outbox.db", OUTBOX_SCHEMA, full="it holds all that it may; devices are refused"
         )
+        self._sender = Sender(runtime.bus, self._store, runtime.topics, runtime.name)
+        self._sender.handed_over = metrics.HANDOVER.labels(runtime.name).observe
         self._memory: dict[str, str] = {}
         self._pending: dict[str, str | None] = {}
         self._watches: dict[str, _Watch] = {}
@@ -135,7 +135,13 @@ class AdapterHost(Part):
         self._own: asyncio.Queue[tuple[Report, Mapping[str, str | None]]] = asyncio.Queue()
         self._change = asyncio.Event()
         self._received: dict[tuple[str, str], Any] = {}
+        self._repeated = metrics.REPEATED.labels(protocol)
+        self._rejected: dict[str, Any] = {}
         self._rejected_log: dict[tuple[str, str | None], tuple[float, int]] = {}
+        self._seen_gauges: dict[str, Any] = {}
+        self._supervised: set[str] = set()
+        self._devices: Mapping[str, Device] = {}
+        metrics.MISSED.labels(protocol, "")
         self._look_up(runtime.site)
         runtime.on_change(self._on_change)
         self._make = make
@@ -200,7 +206,13 @@ class AdapterHost(Part):
         self._update_state(sensor, {key: value for key, value in said.items() if value is not None})
 
     def rejected(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
-        metrics.REJECTED.labels(self.protocol, reason).inc()
+        counted = self._rejected.get(reason)
+        if counted is None:
+            named = reason if len(self._rejected) < _MOST_REASONS else "other"
+            counted = metrics.REJECTED.labels(self.protocol, named)
+            if named == reason:
+                self._rejected[reason] = counted
+        counted.inc()
         # A flood of bad input must not become a flood of logs: one line a second for each sort.
         now = time.monotonic()
         last, held = self._rejected_log.get((reason, device), (-1.0, 0))
@@ -214,6 +226,10 @@ class AdapterHost(Part):
         if held:
             extra["more_like_it"] = held
         log.warning(message, extra=extra)
+
+    def missed(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
+        metrics.MISSED.labels(self.protocol, device or "").inc()
+        self.rejected(reason, message, device=device, **fields)
 
     def recall(self, key: str) -> str | None:
         return self._memory.get(key)
@@ -314,7 +330,7 @@ class AdapterHost(Part):
     def _took(self, report: Report, new: bool) -> None:
         subject = report.sensor or report.device
         if not new:
-            metrics.REPEATED.labels(self.protocol).inc()
+            self._repeated.inc()
             return
         label = (subject, report.kind)
         counted = self._received.get(label)
@@ -492,13 +508,42 @@ class AdapterHost(Part):
                     {**severity, **sensor.severity} if sensor.severity else severity,
                 )
                 self._start_state(sensor_id, device_id, sensor)
-        self._devices = devices
         self._severity = site.severity
         self._known = known
-        self._seen_gauges = {id_: metrics.LAST_SEEN.labels(id_) for id_ in known}
         self._watches = {id_: self._watches.get(id_) or _Watch() for id_ in devices}
         self._states = {id_: state for id_, state in self._states.items() if id_ in known}
         self._received.clear()
+        self._show_devices(devices)
+
+    def _show_devices(self, devices: Mapping[str, Device]) -> None:
+        """Have the metrics show each device and sensor of the site file, and no other."""
+        for id_ in self._devices.keys() - devices.keys():
+            for metric, labels in (
+                (metrics.ONLINE, (id_,)),
+                (metrics.CLOCK_OFFSET, (id_,)),
+                (metrics.UNLISTED, (self.protocol, id_)),
+                (metrics.MISSED, (self.protocol, id_)),
+            ):
+                metrics.forget(metric, *labels)
+        self._devices = devices
+        for id_ in devices:
+            metrics.ONLINE.labels(id_).set(not self._watches[id_].offline)
+            metrics.UNLISTED.labels(self.protocol, id_)
+            metrics.MISSED.labels(self.protocol, id_)
+        sensors = {id_: sensor for device in devices.values() for id_, sensor in device.sensors.items()}
+        for id_ in self._seen_gauges.keys() - sensors.keys():
+            metrics.forget(metrics.LAST_SEEN, id_)
+        for id_ in self._supervised - {id_ for id_, sensor in sensors.items() if sensor.supervision}:
+            metrics.forget(metrics.SENSOR_SUPERVISION, id_)
+        news = sensors.keys() - self._seen_gauges.keys()
+        self._seen_gauges = {id_: metrics.LAST_SEEN.labels(id_) for id_ in sensors}
+        self._supervised = set()
+        for id_, sensor in sensors.items():
+            if sensor.supervision:
+                self._supervised.add(id_)
+                metrics.SENSOR_SUPERVISION.labels(id_).set(sensor.supervision)
+        for id_ in news:
+            self._restore_state(id_)
 
     def _start_state(self, sensor_id: str, device_id: str, sensor: Sensor) -> None:
         name = sensor.name or sensor_id
@@ -549,9 +594,7 @@ class AdapterHost(Part):
         await self._store.close()
 
     def refresh(self) -> None:
-        metrics.OUTSTANDING.labels(self.runtime.name).set(self._sender.outstanding)
-        metrics.STORE_BYTES.labels(self.runtime.name).set(self._store.bytes)
-        metrics.STORE_FULL.labels(self.runtime.name).set(self._store.full)
+        self.show(self._store, self._sender.outstanding, self._sender.oldest)
 
     def unready(self) -> str | None:
         if self._store.full:

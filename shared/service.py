@@ -11,11 +11,14 @@ import contextlib
 import ctypes
 import gc
 import logging
+import math
+import os
 import signal
 import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +29,7 @@ from shared.events import ServiceStatus, ServiceStatusData, utcnow
 from shared.secrets import Secrets
 from shared.settings import Settings
 from shared.site import Follower, Site, SiteError
-from shared.store import StoreNewer
+from shared.store import Store, StoreNewer
 from shared.topics import Topics
 
 log = logging.getLogger("tocsin.service")
@@ -47,6 +50,13 @@ class Runtime:
         self.store_max_bytes = int(settings.store_max_bytes or 0)
         self._on_change: list[Callable[[], None]] = []
         self._troubles: dict[str, str] = {}
+
+    def store(self, name: str, schema: Sequence[str], *, full: str) -> Store:
+        """The service's store, whose troubles are told; `full` says what it means that it is full."""
+        store = Store(self.state_dir / name, schema, max_bytes=self.store_max_bytes)
+        store.on_full = lambda is_full: self.trouble("store", full if is_full else None)
+        store.on_failure = metrics.STORE_FAILURES.labels(self.name).inc
+        return store
 
     def on_change(self, call: Callable[[], None]) -> None:
         """Call after the site file or a secret has changed."""
@@ -109,6 +119,20 @@ class Part(ABC):
     def refresh(self) -> None:  # noqa: B027
         """Bring gauges up to date, before they are read (from another thread)."""
 
+    def show(self, store: Store, outstanding: int, oldest: datetime | None) -> None:
+        """Have the metrics say what is in custody, and since when the oldest of it."""
+        name = self.runtime.name
+        held = max(0.0, (utcnow() - oldest).total_seconds()) if oldest and outstanding else 0.0
+        metrics.OUTSTANDING.labels(name).set(outstanding)
+        metrics.OLDEST.labels(name).set(held)
+        metrics.STORE_BYTES.labels(name).set(store.bytes)
+        metrics.STORE_LIMIT.labels(name).set(store.max_bytes)
+        metrics.STORE_FULL.labels(name).set(store.full)
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(store.path.parent)
+            metrics.DISK_FREE.labels(name).set(disk.f_bavail * disk.f_frsize)
+            metrics.DISK_SIZE.labels(name).set(disk.f_blocks * disk.f_frsize)
+
     def unready(self) -> str | None:
         """What keeps it from working, or None."""
         return None
@@ -132,6 +156,7 @@ async def run(
         f"tocsin-{site.site}-{name}",
         will=(topics.service(name), status_message(site.site, name, "offline")),
     )
+    bus.on_dropped = metrics.BUS_DROPPED.inc
     runtime = Runtime(name, settings, site, secrets, bus)
     part = make(runtime)
     metrics.BUILD.labels(name, __version__).set(1)
@@ -258,8 +283,9 @@ def _serve_metrics(runtime: Runtime, part: Part) -> Callable[[], None]:
 
     def before() -> None:
         metrics.BUS_CONNECTED.set(runtime.bus.connected)
-        metrics.BUS_DROPPED.set(runtime.bus.dropped)
-        metrics.HOST_CLOCK.set(host_clock_synchronised() or 0)
+        metrics.READY.set(ready() is None)
+        synchronised = host_clock_synchronised()
+        metrics.HOST_CLOCK.set(math.nan if synchronised is None else synchronised)
         part.refresh()
 
     return metrics.serve(

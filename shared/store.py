@@ -56,7 +56,7 @@ class Store:
     def __init__(self, path: Path, schema: Sequence[str], *, max_bytes: int = 4 * 1024**3) -> None:
         self.path = path
         self._schema = schema
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="store-checkpoint")
         self._checkpointing = False
@@ -76,6 +76,8 @@ class Store:
         """Set while the store takes no new work: it holds `max_bytes`, or the disk is full."""
         self.bytes = 0
         self.on_full: Callable[[bool], None] = lambda full: None
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called for each commit that failed."""
 
     async def open(self) -> None:
         """Open or create. Raises `StoreNewer`, or sqlite3.Error if it can't be used."""
@@ -251,7 +253,7 @@ class Store:
         except sqlite3.Error:
             return self.full
         self.bytes = (pages - free) * size
-        limit = self._max_bytes * 0.95 if self.full else self._max_bytes
+        limit = self.max_bytes * 0.95 if self.full else self.max_bytes
         return bool(self.bytes > limit)
 
     def _committed(
@@ -267,10 +269,11 @@ class Store:
             log.log(
                 logging.ERROR if full else logging.INFO,
                 "the store is full: new work is refused" if full else "the store has room again",
-                extra={"path": str(self.path), "bytes": self.bytes, "limit": self._max_bytes},
+                extra={"path": str(self.path), "bytes": self.bytes, "limit": self.max_bytes},
             )
             self.on_full(full)
         if error is not None:
+            self.on_failure()
             log.error("a commit failed", extra={"path": str(self.path), "error": str(error)})
             for _, _, future in batch:
                 if future is not None and not future.done():

@@ -46,6 +46,8 @@ class FakeContext(Context):
         self.losses: list[tuple[str, str]] = []
         self.states: list[tuple[str, dict[str, Any]]] = []
         self.rejections: list[tuple[str, dict[str, object]]] = []
+        self.gaps: list[str | None] = []
+        """Devices of which events are known to have been lost."""
         self.memory: dict[str, str] = {}
         self._devices: Mapping[str, Device] = dict(devices)
         self._settings = settings
@@ -92,6 +94,10 @@ class FakeContext(Context):
 
     def rejected(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
         self.rejections.append((reason, {"message": message, "device": device, **fields}))
+
+    def missed(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
+        self.gaps.append(device)
+        self.rejected(reason, message, device=device, **fields)
 
     def recall(self, key: str) -> str | None:
         return self.memory.get(key)

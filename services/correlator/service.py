@@ -23,7 +23,7 @@ from shared.bus import Message
 from shared.custody import LANES, OUTBOX_SCHEMA, Entry, Receipts, Sender
 from shared.events import Event, Malformed, SensorType, id_key, utcnow
 from shared.service import Part, Runtime
-from shared.store import Store, StoreFull
+from shared.store import StoreFull
 
 log = logging.getLogger("tocsin.correlator")
 
@@ -44,16 +44,17 @@ class Correlator(Part):
         self._source = f"/{runtime.site.site}/{runtime.name}"
         self._receipts = Receipts(runtime.bus, runtime.name)
         self._receipts_due: asyncio.TimerHandle | None = None
-        self._store = Store(runtime.state_dir / "outbox.db", OUTBOX_SCHEMA, max_bytes=runtime.store_max_bytes)
-        self._store.on_full = lambda full: runtime.trouble(
-            "store", "it holds all that it may; repeats stay with their adapters" if full else None
+        self._store = runtime.store(
+            "outbox.db", OUTBOX_SCHEMA, full="it holds all that it may; repeats stay with their adapters"
         )
         self._sender = Sender(runtime.bus, self._store, runtime.topics, runtime.name)
+        self._sender.handed_over = metrics.HANDOVER.labels(runtime.name).observe
         self._chatter = Chatter(time.monotonic)
         self._said_unknown: set[str] = set()
         self._mapped = metrics.CORRELATED.labels("mapped")
         self._unwanted = metrics.CORRELATED.labels("unwanted")
         self._unknown = metrics.CORRELATED.labels("unknown_sensor")
+        self._suppressed = metrics.SUPPRESSED.labels(runtime.name)
         self._set_aside = metrics.SET_ASIDE.labels(runtime.name)
         runtime.bus.subscribe(runtime.topics.event("+", "+"), self._on_event)
         runtime.on_change(self._on_change)
@@ -84,9 +85,7 @@ class Correlator(Part):
         await self._store.close()
 
     def refresh(self) -> None:
-        metrics.OUTSTANDING.labels(self.runtime.name).set(self._sender.outstanding)
-        metrics.STORE_BYTES.labels(self.runtime.name).set(self._store.bytes)
-        metrics.STORE_FULL.labels(self.runtime.name).set(self._store.full)
+        self.show(self._store, self._sender.outstanding, self._sender.oldest)
 
     def _on_event(self, message: Message) -> None:
         try:
@@ -176,7 +175,7 @@ class Correlator(Part):
             self._chatter.failed(window)
             return
         self._chatter.done(window)
-        metrics.SUPPRESSED.inc(len(window.held))
+        self._suppressed.inc(len(window.held))
         for id_, (reply, _) in window.held.items():
             self._receipt(reply, id_)
 

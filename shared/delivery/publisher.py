@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ from shared.events import (
     utcnow,
 )
 from shared.service import Part, Runtime
-from shared.store import Store, StoreFull
+from shared.store import StoreFull
 
 log = logging.getLogger("tocsin.delivery")
 
@@ -55,6 +56,12 @@ class _Queue:
     loaded: int = 0
     """Every row up to this sequence number is in memory or gone."""
     newest: int = 0
+
+    def oldest(self) -> datetime | None:
+        """When the first of them was received."""
+        with contextlib.suppress(IndexError):  # asked for from another thread
+            return self.ready[0].job.event.recordedtime
+        return None
 
 
 @dataclass(slots=True)
@@ -100,9 +107,8 @@ class Publisher(Part):
         super().__init__(runtime)
         self.target = target
         self._workers = 0
-        self._store = Store(runtime.state_dir / "work.db", work.SCHEMA, max_bytes=runtime.store_max_bytes)
-        self._store.on_full = lambda full: runtime.trouble(
-            "store", "it holds all that it may; sightings stay with their adapters" if full else None
+        self._store = runtime.store(
+            "work.db", work.SCHEMA, full="it holds all that it may; sightings stay with their adapters"
         )
         self._seen = Seen()
         self._receipts = Receipts(runtime.bus, target.name)
@@ -117,7 +123,13 @@ class Publisher(Part):
         self.dead = 0
         self._loaders: set[asyncio.Task[None]] = set()
         self._delivery_seconds = metrics.DELIVERY.labels(target.name)
-        self._delivered = metrics.DELIVERIES.labels(target.name, Outcome.DELIVERED)
+        self._delivered, self._buried = (
+            metrics.DELIVERIES.labels(target.name, outcome)
+            for outcome in (Outcome.DELIVERED, Outcome.DEAD_LETTER)
+        )
+        self._retried, self._uncertain, self._not_allowed = (
+            metrics.ATTEMPTS.labels(target.name, outcome) for outcome in ("retry", "uncertain", "not_allowed")
+        )
         self._set_aside = metrics.SET_ASIDE.labels(runtime.name)
         runtime.bus.subscribe(runtime.topics.sighting("+", "+"), self._on_sighting)
         runtime.bus.subscribe(runtime.topics.command(runtime.name, "+"), self._on_command)
@@ -324,7 +336,7 @@ class Publisher(Part):
             self._succeed(lane, task, remote or None)
 
     def _wait(self, lane: _Lane, task: _Task, reason: str, after: float | None) -> None:
-        metrics.ATTEMPTS.labels(self.target.name, "uncertain" if task.uncertain else "retry").inc()
+        (self._uncertain if task.uncertain else self._retried).inc()
         lane.pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, lane.pause * 2))
         pause = max(after or 0.0, lane.pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
         lane.not_before = time.monotonic() + pause
@@ -332,7 +344,7 @@ class Publisher(Part):
         self._say(lane, reason, task, retry_in=round(pause, 1))
 
     def _pause(self, lane: _Lane, credential: object, reason: str) -> None:
-        metrics.ATTEMPTS.labels(self.target.name, "not_allowed").inc()
+        self._not_allowed.inc()
         if self.target.credential(lane.id) != credential:
             return  # it was replaced while it was being refused
         lane.refused = credential or "none"
@@ -376,7 +388,7 @@ class Publisher(Part):
         self.outstanding -= 1
         self.dead += 1
         self._store.submit_lazy(work.bury, (reason, int(time.time()), task.tries, task.seq))
-        metrics.DELIVERIES.labels(self.target.name, Outcome.DEAD_LETTER).inc()
+        self._buried.inc()
         log.error(
             "the target refuses it for good; it is set aside (tocsin dead-letters)",
             extra={"event": task.job.event.id, "lane": lane.id, "reason": reason},
@@ -551,12 +563,13 @@ class Publisher(Part):
         await self.target.close()
 
     def refresh(self) -> None:
-        metrics.OUTSTANDING.labels(self.runtime.name).set(self.outstanding)
-        metrics.STORE_BYTES.labels(self.runtime.name).set(self._store.bytes)
-        metrics.STORE_FULL.labels(self.runtime.name).set(self._store.full)
+        lanes = list(self._lanes.values())
+        # What waits longest in a lane is in memory: it is the next to be sent.
+        waiting = (oldest for lane in lanes for queue in lane.queues if (oldest := queue.oldest()))
+        self.show(self._store, self.outstanding, min(waiting, default=None))
         metrics.DEAD_LETTERS.labels(self.target.name).set(self.dead)
-        paused = sum(lane.refused is not None for lane in list(self._lanes.values()))
-        metrics.LANES_PAUSED.labels(self.target.name).set(paused)
+        metrics.LANES_HELD_UP.labels(self.target.name).set(sum(lane.troubled is not None for lane in lanes))
+        metrics.LANES_PAUSED.labels(self.target.name).set(sum(lane.refused is not None for lane in lanes))
 
     def unready(self) -> str | None:
         return "the store is full" if self._store.full else None

@@ -601,6 +601,11 @@ class Sensor(Model):
     cameras: tuple[CameraRef, ...] = Field(
         default=(), description="The cameras that see it: `lobby`, or `{camera: lobby, offset: -2s}`."
     )
+    supervision: Duration | None = Field(
+        default=None,
+        description="Longest silence that is usual for it: after it an alert tells of it "
+        "([docs/alerts.md](alerts.md)). By default it may be silent for ever.",
+    )
     severity: Severities = Field(
         default={}, description="Severity by kind (or pattern), for this sensor only."
     )

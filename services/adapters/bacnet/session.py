@@ -259,7 +259,7 @@ class Session:
             return  # repeated before it was answered
         if self._queue.full():
             self._again = True
-            self._context.rejected(
+            self._context.missed(
                 "overflow",
                 "more notifications than the disk takes: unconfirmed ones are lost and states read again; "
                 "look at the disk, or raise `queue`",

@@ -22,7 +22,7 @@ from services.adapters.http import codec
 from services.adapters.http.client import Client, Failed, Refused, Secret, in_plain_words, now
 from services.adapters.http.codec import Malformed, Place
 from services.adapters.http.config import Device
-from services.adapters.http.ways import Batch, way
+from services.adapters.http.ways import CURSOR_LOST, Batch, way
 from shared.adapter import Context, Emit, Link, LinkingAdapter, Report, StoreFull
 from shared.dialect import Message, Reader, Result, Unreadable
 from shared.secrets import MissingSecret
@@ -247,7 +247,8 @@ class _Link:
             await client.close()
 
     def _tell(self, reason: str, message: str) -> None:
-        self._context.rejected(reason, message, device=self._id)
+        tell = self._context.missed if reason == CURSOR_LOST else self._context.rejected
+        tell(reason, message, device=self._id)
 
     def _heard(self, clock: datetime | None = None) -> None:
         self._contact = time.monotonic()

@@ -32,6 +32,8 @@ _WAITED = 1.0
 _MOST_WAITING = 64
 """WebSocket messages that wait here; what comes above waits in the device's own buffers."""
 
+CURSOR_LOST = "cursor_lost"
+"""The reason that is told when the device has forgotten what was not fetched."""
 Tell = Callable[[str, str], None]
 """How a way tells of what is wrong with the device: a reason and a message."""
 
@@ -186,7 +188,7 @@ class Polling(Way):
         if answer is not None and (place is None or not self.pages.gone(answer.tree())):
             return self._batch(answer, place)
         self.tell(
-            "cursor_lost",
+            CURSOR_LOST,
             "the device does not know any more up to where its log was read (was it reset, or away longer "
             "than its log reaches?): all that it still has is taken, and what was told already is told once",
         )
@@ -286,7 +288,7 @@ class Pulling(Way):
                 news = codec.behind(entries, place.cursor, key)
                 if news is None:
                     self.tell(
-                        "cursor_lost",
+                        CURSOR_LOST,
                         "the last entry that was taken is not in the device's log any more (was it "
                         "restarted, or away for more entries than it keeps?): all that it still has is taken",
                     )

@@ -577,7 +577,7 @@ class _Link:
                 self._context.rejected("unreadable", f"a notification cannot be read: {one}", device=self._id)
                 continue
             if one.topic == codec.BEGIN_OF_BUFFER and self._stored_before is not None:
-                self._context.rejected(
+                self._context.missed(
                     "gap",
                     "the device's storage no longer reaches back to what was taken last: events are missing",
                     device=self._id,

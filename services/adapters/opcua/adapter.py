@@ -457,7 +457,7 @@ class _Link:
         while 0 < _ahead(sequence, missing) < _MOST_REPUBLISHED:
             message = await connection.republish(self._subscription.id, missing)
             if message is None:
-                self._context.rejected(
+                self._context.missed(
                     "gap",
                     "the server has messages no more that it sent and that did not arrive: raise `queue` and "
                     "`event_queue`, and look at the network",
@@ -518,6 +518,10 @@ class _Link:
             elif isinstance(part, ua.StatusChangeNotification):
                 self._context.remember(self._key, None)
                 raise _Broken(f"the server ended the subscription ({client.status_name(part.Status)})")
+        if result.overflow:
+            self._context.missed(
+                "overflow", "a queue at the server ran over: raise `queue` and `event_queue`", device=self._id
+            )
         for sensor, why in result.unreadable:
             self._context.rejected(
                 "unreadable", f"a value cannot be read as the site file says: {why}",

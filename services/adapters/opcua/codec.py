@@ -99,6 +99,8 @@ class Result:
     memory: dict[str, str | None] = field(default_factory=dict)
     states: list[tuple[str, dict[str, bool]]] = field(default_factory=list)
     heard: set[str] = field(default_factory=set)
+    overflow: bool = False
+    """The server says that a queue of ours ran over."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """Sensor and reason."""
     refresh: bool = False
@@ -226,6 +228,7 @@ class Reader:
         said = {"value": text_of(value.value), "status": value.status_name}
         if value.overflow:
             said["overflow"] = "true"
+            result.overflow = True
         clean: dict[str, str] = {}
         flatten(details | said, clean)
         result.reports.append(
@@ -270,7 +273,7 @@ class Reader:
                 return
             case "i=3035":
                 # Alarms that are missing from a refresh may just have been lost on the way.
-                self._lost_events = result.refresh = True
+                self._lost_events = result.refresh = result.overflow = True
                 return
         found = self._claimed(said)
         condition = _condition(said)

@@ -18,7 +18,7 @@ import shared.adapter
 from services.adapters.syslog import wire
 from services.adapters.syslog.codec import Decoder
 from services.adapters.syslog.config import Certificate, Device, Settings, Tls, Transport
-from services.adapters.syslog.listener import Arrival, Listener, Sender, load_certificates
+from services.adapters.syslog.listener import LOST, Arrival, Listener, Sender, load_certificates
 from services.adapters.syslog.wire import Message
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.dialect import Result
@@ -188,7 +188,8 @@ class Adapter(shared.adapter.Adapter):
         return Listener(settings, self.take, self._admits, self._gone, self._reject)
 
     def _reject(self, reason: str, message: str, address: str) -> None:
-        self.context.rejected(reason, message, address=address)
+        tell = self.context.missed if reason == LOST else self.context.rejected
+        tell(reason, message, address=address)
 
     async def _keep_fresh(self, listener: Listener, tls: Tls | None) -> None:
         """Read the certificates again when their files change: new connections get the new ones."""

@@ -33,6 +33,8 @@ _SENDERS = 1_024
 _SEEN = 256
 _QUIET = 2.0
 """Seconds of silence after which what comes on a stream was not held in a queue before."""
+LOST = "udp_lost"
+"""The reason of what is rejected because it was lost."""
 _DROPPED = getattr(socket, "SO_RXQ_OVFL", 40)
 """Linux: tells with each datagram how many were dropped since the socket was opened (socket(7))."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 3))
@@ -405,7 +407,7 @@ class _Datagrams:
                     lost = (dropped - self._dropped) % (1 << 32)
                     self._dropped = dropped
                     self._reject(
-                        "udp_lost",
+                        LOST,
                         f"{lost} datagrams were lost: they came faster than they could be stored. Let the "
                         "device send over TCP or TLS, or raise receive_buffer and net.core.rmem_max",
                         "",

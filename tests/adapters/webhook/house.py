@@ -85,6 +85,9 @@ class FakeContext:
     def rejected(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
         self.rejections.append((reason, f"{message} {fields}", device))
 
+    def missed(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
+        self.rejected(reason, message, device=device, **fields)
+
     def recall(self, key: str) -> str | None:
         return self.memory.get(key)
 
