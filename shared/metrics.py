@@ -54,6 +54,7 @@ UNLISTED = counter(
     "tocsin_events_unlisted_total", "Events that no sensor of their device claims.", "adapter", "device"
 )
 REJECTED = counter("tocsin_events_rejected_total", "Bad input.", "adapter", "reason")
+COPIES = gauge("tocsin_copies", "How many copies of the service the site file declares.", "service")
 OUTSTANDING = gauge("tocsin_custody_outstanding", "Messages in custody.", "service")
 STORE_BYTES = gauge("tocsin_store_bytes", "Size of the service's store.", "service")
 STORE_FULL = gauge("tocsin_store_full", "1 while the store takes no new work.", "service")
