@@ -1,4 +1,8 @@
-"""Takes sightings into custody and has them delivered, lane by lane."""
+"""Takes sightings into custody and has them delivered, lane by lane.
+
+Of several copies each takes the sightings that the correlator has stamped for it. Only what is sent again
+while the number of copies changes can come to two of them: `_on_repeat` says what is done about it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import random
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +22,7 @@ import orjson
 
 from shared import metrics
 from shared.bus import Message
+from shared.copies import Share, name_of
 from shared.custody import LANES, Numbers, Receipts, Seen
 from shared.delivery import work
 from shared.delivery.target import Job, NotAllowed, Refused, Retry, Target, Uncertain
@@ -27,6 +32,7 @@ from shared.events import (
     DeliveryData,
     Malformed,
     Outcome,
+    Receipt,
     Sighting,
     id_key,
     utcnow,
@@ -44,6 +50,20 @@ class _Task:
     job: Job
     uncertain: bool = False
     tries: int = 0
+    doubted: bool = False
+    """Another copy may have it as well, so it is looked up before each try."""
+
+
+class _Stamp(msgspec.Struct):
+    """As much of a sighting as says for whom it is: a fifth of the cost of reading it all."""
+
+    class Data(msgspec.Struct):
+        copies: dict[str, int] = {}
+
+    data: Data
+
+
+_read_stamp = msgspec.json.Decoder(_Stamp).decode
 
 
 @dataclass(slots=True)
@@ -91,6 +111,13 @@ _REFUSED_PAUSE = 300.0
 _RANKS = 2
 _MOST_LETTERS = 4000
 """As many as fit into one message to the broker."""
+_REPEATS_EVERY = 0.02
+_MOST_REPEATS = 4000
+"""Repeats looked into at once; more are left to their adapters, which send them again."""
+_OBJECTION = 1.0
+"""How long another copy has to say that it has a repeat."""
+_SETTLED = 600.0
+"""Seconds after a change of the number of copies, by which all services have the new site file."""
 
 
 class Publisher(Part):
@@ -115,17 +142,31 @@ class Publisher(Part):
         self._reviving = 0
         self.outstanding = 0
         self.dead = 0
-        self._loaders: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
+        self._sharing = work.Sharing()
+        self._share: Share | None = None
+        """Which sensors are this copy's, where there are several."""
+        self._takes = runtime.copy
+        """What a sighting must say to be for this copy."""
+        self._wary = False
+        """Whether a repeat may be known to another copy."""
+        self._repeats: dict[str, tuple[Sighting, str | None]] = {}
+        self._unknown: dict[str, tuple[Sighting, str | None, asyncio.TimerHandle]] = {}
+        """Repeats that will be taken unless another copy says that it has them."""
         self._delivery_seconds = metrics.DELIVERY.labels(target.name)
         self._delivered = metrics.DELIVERIES.labels(target.name, Outcome.DELIVERED)
         self._set_aside = metrics.SET_ASIDE.labels(runtime.name)
         runtime.bus.subscribe(runtime.topics.sighting("+", "+"), self._on_sighting)
-        runtime.bus.subscribe(runtime.topics.command(runtime.name, "+"), self._on_command)
+        runtime.bus.subscribe(runtime.topics.custody(runtime.name), self._on_objection)
+        for name in dict.fromkeys((runtime.service, runtime.name)):
+            runtime.bus.subscribe(runtime.topics.command(name, "+"), self._on_command)
         runtime.on_change(self._on_change)
 
     # ── taking ───────────────────────────────────────────────────────────────────────────────────
 
     def _on_sighting(self, message: Message) -> None:
+        if self._share is not None and self._is_others(message, self._share):
+            return
         try:
             sighting = Sighting.from_bytes(message.payload)
         except Malformed as error:
@@ -139,9 +180,98 @@ class Publisher(Part):
             return
         if self.target.name not in sighting.data.targets or self._store.full:
             return
-        self._take(sighting, message.response_topic)
+        if self._wary and message.again and (self._share is not None or self._unsettled(sighting)):
+            self._on_repeat(sighting, message.response_topic)
+        elif sighting.data.copy_of(self.target.name) == self._takes:
+            self._take(sighting, message.response_topic)
 
-    def _take(self, sighting: Sighting, reply: str | None) -> None:
+    def _is_others(self, message: Message, share: Share) -> bool:
+        """Whether a message can be passed over unread: for another copy, and sent for the first time."""
+        try:
+            stamp = _read_stamp(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return not share.has_topic(message.topic)  # one copy is enough to set it aside
+        return stamp.data.copies.get(self.target.name, 0) != self._takes and not message.again
+
+    # ── repeats, where there are several copies ──────────────────────────────────────────────────
+
+    def _unsettled(self, sighting: Sighting) -> bool:
+        """Whether an event is from before, or about, the last change of the number of copies."""
+        return sighting.data.event.recordedtime.timestamp() < self._sharing.changed + _SETTLED
+
+    def _on_repeat(self, sighting: Sighting, reply: str | None) -> None:
+        """What was sent before may be with another copy, for which it was meant then. Who knows its id
+        receipts it, and tells the copy that is to take it now. That one takes it if nobody says so within a
+        second, and looks for it at the target before it sends it: who had it may be gone, or away."""
+        if len(self._repeats) + len(self._unknown) >= _MOST_REPEATS:
+            return
+        if not self._repeats:
+            asyncio.get_running_loop().call_later(_REPEATS_EVERY, self._look_into_repeats)
+        self._repeats[sighting.data.event.id] = (sighting, reply)
+
+    def _look_into_repeats(self) -> None:
+        repeats, self._repeats = self._repeats, {}
+        self._spawn(self._look_into(repeats))
+
+    async def _look_into(self, repeats: dict[str, tuple[Sighting, str | None]]) -> None:
+        keys = [id_key(id_) for id_ in repeats]
+        known = await self._store.read(lambda connection: self._seen.known(connection, keys))
+        objections: dict[int, list[str]] = {}
+        for id_, (sighting, reply) in repeats.items():
+            if id_key(id_) in known:
+                self._owe(reply, sighting.data.targets, id_)
+                if (other := sighting.data.copy_of(self.target.name)) != self.runtime.copy:
+                    objections.setdefault(other, []).append(id_)
+            elif id_ in self._unknown or sighting.data.copy_of(self.target.name) != self._takes:
+                continue
+            elif not self._unsettled(sighting):
+                self._take(sighting, reply, doubted=True)
+            else:
+                wait = asyncio.get_running_loop().call_later(_OBJECTION, self._take_unknown, id_)
+                self._unknown[id_] = (sighting, reply, wait)
+        for other, ids in objections.items():
+            self.runtime.bus.publish(
+                self.runtime.topics.custody(name_of(self.runtime.service, other)),
+                Receipt(by=self.runtime.name, of=(self.target.name,), ids=tuple(ids)).to_bytes(),
+                content_type=PLAIN_JSON,
+            )
+
+    def _on_objection(self, message: Message) -> None:
+        try:
+            receipt = Receipt.from_bytes(message.payload)
+        except Malformed as error:
+            log.warning(
+                "another copy's word could not be read",
+                extra={"topic": message.topic, "error": str(error)[:200]},
+            )
+            return
+        for id_ in receipt.ids:
+            if (found := self._unknown.pop(id_, None)) is not None:
+                found[2].cancel()
+
+    def _take_unknown(self, id_: str) -> None:
+        sighting, reply, _ = self._unknown.pop(id_)
+        if not self._store.full:
+            self._take(sighting, reply, doubted=True)
+
+    def _divide(self) -> None:
+        """Take note of the number of copies. What is held may from now on be given to another copy too."""
+        copies = self.runtime.copies
+        alone = copies == 1 and self.runtime.copy == 0
+        self._share = None if alone else Share(self.runtime.copy, copies)
+        self._takes = -1 if self.runtime.surplus else self.runtime.copy
+        if copies != self._sharing.copies:
+            for _, _, wait in self._unknown.values():
+                wait.cancel()
+            self._unknown.clear()  # they may be another's now, and come again
+            self._sharing = work.Sharing(copies, int(time.time()), self._numbers.last)
+            self._store.submit_lazy(work.keep_sharing, self._sharing)
+            log.info("the number of copies has changed", extra={"copies": copies, "copy": self.runtime.copy})
+        self._wary = self._share is not None or self._sharing.changed > 0
+
+    # ── taking, for good ─────────────────────────────────────────────────────────────────────────
+
+    def _take(self, sighting: Sighting, reply: str | None, *, doubted: bool = False) -> None:
         event = sighting.data.event
         rank = LANES.get(event.data.severity, 1)
         tasks: list[tuple[_Lane, _Task, bool]] = []
@@ -159,9 +289,9 @@ class Publisher(Part):
             queue.newest = seq
             if ahead:
                 queue.loaded = seq
-            task = _Task(seq, rank, Job(event, camera))
+            task = _Task(seq, rank, Job(event, camera), doubted=doubted)
             tasks.append((lane, task, ahead))
-            rows.append((seq, lane_id, rank, int(ahead), work.write_job(task.job)))
+            rows.append((seq, lane_id, rank, int(ahead or doubted), work.write_job(task.job)))
         future = self._store.submit(self._write, (id_key(event.id), rows))
 
         def written(done: asyncio.Future[bool]) -> None:
@@ -221,9 +351,7 @@ class Publisher(Part):
         """Have the lane worked on, if there is something to do and nothing against it."""
         if lane.more_on_disk(self._ahead) and not lane.loading:
             lane.loading = True
-            loader = asyncio.ensure_future(self._load(lane))
-            self._loaders.add(loader)
-            loader.add_done_callback(self._loaders.discard)
+            self._spawn(self._load(lane))
         if lane.busy or lane.refused is not None or not lane.waiting():
             return
         rank = 0 if lane.queues[0].ready else 1
@@ -301,7 +429,7 @@ class Publisher(Part):
         try:
             remote = None
             found = False
-            if task.uncertain:
+            if task.uncertain or task.doubted or task.seq <= self._sharing.doubted:
                 remote = await self.target.find(lane.id, task.job)
                 found = remote is not None
             if not found:
@@ -417,6 +545,7 @@ class Publisher(Part):
         )
 
     def _on_change(self) -> None:
+        self._divide()
         self.target.changed()
         for lane in self._lanes.values():
             if lane.refused is not None and self.target.credential(lane.id) != lane.refused:
@@ -432,6 +561,7 @@ class Publisher(Part):
             for _ in range(self.target.at_once - self._workers):
                 self._workers += 1
                 group.create_task(self._worker())
+            self.runtime.say_surplus(self._held())
             await asyncio.sleep(1)
             now = time.monotonic()
             for lane in list(self._lanes.values()):
@@ -440,14 +570,22 @@ class Publisher(Part):
                 else:
                     self._offer(lane)
 
+    def _held(self) -> str:
+        if self.outstanding:
+            return "what it has to deliver"
+        return "dead letters (tocsin dead-letters)" if self.dead else ""
+
     # ── dead letters ─────────────────────────────────────────────────────────────────────────────
 
     def _on_command(self, message: Message) -> None:
         if message.response_topic is None or message.retain:
             return
-        task = asyncio.ensure_future(self._answer(message))
-        self._loaders.add(task)
-        task.add_done_callback(self._loaders.discard)
+        self._spawn(self._answer(message))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     async def _answer(self, message: Message) -> None:
         verb = message.topic.rsplit("/", 1)[1]
@@ -476,6 +614,7 @@ class Publisher(Part):
                     raise ValueError(f"there is no command {verb!r}; there are dead-letters, replay, test")
         except (ValueError, TypeError, sqlite3.Error, StoreFull) as error:
             answer = {"error": str(error)}
+        answer["service"] = self.runtime.name
         assert message.response_topic is not None
         self.runtime.bus.publish(
             message.response_topic,
@@ -513,6 +652,7 @@ class Publisher(Part):
         def load(connection: sqlite3.Connection) -> tuple[list[tuple[str, int, int, int]], int]:
             self._seen.load(connection)
             self._numbers.load(connection)
+            self._sharing = work.load_sharing(connection)
             lanes = connection.execute(
                 "SELECT lane, rank, max(seq), count(*) FROM work WHERE dead IS NULL GROUP BY lane, rank"
             ).fetchall()
@@ -523,6 +663,7 @@ class Publisher(Part):
         for lane_id, rank, newest, count in lanes:
             self._lane(lane_id).queues[rank].newest = newest
             self.outstanding += count
+        self._divide()
 
     async def run(self) -> None:
         for lane in list(self._lanes.values()):
@@ -532,7 +673,9 @@ class Publisher(Part):
             group.create_task(self._tend(group))
 
     async def stop(self) -> None:
-        for task in list(self._loaders):
+        for _, _, wait in self._unknown.values():
+            wait.cancel()
+        for task in list(self._beside):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
@@ -542,7 +685,7 @@ class Publisher(Part):
             for lane in self._lanes.values()
             for queue in lane.queues
             for task in queue.ready
-            if not task.tries and not task.uncertain
+            if not task.tries and not task.uncertain and not task.doubted
         ]
         if unsent:
             self._store.submit_lazy(work.unsent, unsent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +31,10 @@ CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
 """
     + NUMBERS_SCHEMA
     + SEEN_SCHEMA,
+    """
+CREATE TABLE sharing(copies INTEGER NOT NULL, changed INTEGER NOT NULL, doubted INTEGER NOT NULL);
+INSERT INTO sharing VALUES (1, 0, 0);
+""",
 )
 
 
@@ -52,6 +57,25 @@ def fetch(connection: sqlite3.Connection, items: Sequence[tuple[str, int, int, i
 
 def done(connection: sqlite3.Connection, seqs: Sequence[int]) -> None:
     connection.executemany("DELETE FROM work WHERE seq = ?", ((seq,) for seq in seqs))
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How the sensors are shared among copies, as this one last knew it."""
+
+    copies: int = 1
+    changed: int = 0
+    """When that number last changed, by the clock on the wall (seconds); 0 if it never did."""
+    doubted: int = 0
+    """Up to this sequence number another copy may have been given the same event."""
+
+
+def load_sharing(connection: sqlite3.Connection) -> Sharing:
+    return Sharing(*connection.execute("SELECT copies, changed, doubted FROM sharing").fetchone())
+
+
+def keep_sharing(connection: sqlite3.Connection, items: Sequence[Sharing]) -> None:
+    connection.execute("UPDATE sharing SET copies = ?, changed = ?, doubted = ?", astuple(items[-1]))
 
 
 def bury(connection: sqlite3.Connection, rows: Sequence[tuple[str, int, int, int]]) -> None:
