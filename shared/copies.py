@@ -8,6 +8,8 @@ agree on anything but the number of copies, which the site file says. docs/custo
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from enum import Enum, auto
 from functools import partial
 from hashlib import blake2b
 
@@ -60,13 +62,29 @@ def owner(sensor: str, copies: int) -> int:
     return max(range(copies), key=lambda copy: _rank(b"%d/%b" % (copy, name)).digest())
 
 
-class Share:
-    """The part of all sensors that one copy has."""
+class Claim(Enum):
+    """What one copy has to do with a sensor."""
 
-    def __init__(self, copy: int, copies: int) -> None:
+    OTHERS = auto()
+    MINE = auto()
+    GAINED = auto()
+    """It is this copy's, and was another's by a number of copies that may still be in somebody's mind."""
+    LOST = auto()
+    """The other way round."""
+
+
+_HAS = (Claim.MINE, Claim.GAINED)
+
+
+class Share:
+    """The part of all sensors that one copy has. `before`: numbers of copies that some service may not have
+    turned away from yet."""
+
+    def __init__(self, copy: int, copies: int, before: Collection[int] = ()) -> None:
         self._copy = copy
         self._copies = copies
-        self._kept: dict[str, bool] = {}
+        self._before = tuple(before)
+        self._kept: dict[str, Claim] = {}
 
     def has(self, sensor: str) -> bool:
         """Never for a copy beyond the number of copies."""
@@ -74,9 +92,19 @@ class Share:
 
     def has_topic(self, topic: str) -> bool:
         """Whether it has the sensor that a topic ends in."""
+        return self.claim(topic) in _HAS
+
+    def claim(self, topic: str) -> Claim:
+        """What the copy has to do with the sensor that a topic ends in."""
         found = self._kept.get(topic)
         if found is None:
             if len(self._kept) >= _MOST_KEPT:
                 self._kept.clear()
-            found = self._kept[topic] = self.has(topic.rpartition("/")[2])
+            found = self._kept[topic] = self._claim(topic.rpartition("/")[2])
         return found
+
+    def _claim(self, sensor: str) -> Claim:
+        had = [owner(sensor, copies) == self._copy for copies in self._before]
+        if self.has(sensor):
+            return Claim.MINE if all(had) else Claim.GAINED
+        return Claim.LOST if any(had) else Claim.OTHERS

@@ -1,7 +1,8 @@
 """Takes sightings into custody and has them delivered, lane by lane.
 
-Of several copies each takes the sightings that the correlator has stamped for it. Only what is sent again
-while the number of copies changes can come to two of them: `_on_repeat` says what is done about it.
+Of several copies each takes the sightings of its sensors that the correlator has stamped for it: who stamps
+and who takes must have the same number of copies in mind. `_on_doubtful` says what is done about those that
+two copies may be given, since the number has changed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import orjson
 
 from shared import metrics
 from shared.bus import Message
-from shared.copies import Share, name_of
+from shared.copies import Claim, Share, name_of
 from shared.custody import LANES, Numbers, Receipts, Seen
 from shared.delivery import work
 from shared.delivery.target import Job, NotAllowed, Refused, Retry, Target, Uncertain
@@ -52,18 +53,6 @@ class _Task:
     tries: int = 0
     doubted: bool = False
     """Another copy may have it as well, so it is looked up before each try."""
-
-
-class _Stamp(msgspec.Struct):
-    """As much of a sighting as says for whom it is: a fifth of the cost of reading it all."""
-
-    class Data(msgspec.Struct):
-        copies: dict[str, int] = {}
-
-    data: Data
-
-
-_read_stamp = msgspec.json.Decoder(_Stamp).decode
 
 
 @dataclass(slots=True)
@@ -111,13 +100,16 @@ _REFUSED_PAUSE = 300.0
 _RANKS = 2
 _MOST_LETTERS = 4000
 """As many as fit into one message to the broker."""
-_REPEATS_EVERY = 0.02
-_MOST_REPEATS = 4000
-"""Repeats looked into at once; more are left to their adapters, which send them again."""
+_DOUBTFUL_EVERY = 0.02
+_MOST_DOUBTFUL = 4000
+"""Looked into at once; more are left to their adapters, which send them again."""
 _OBJECTION = 1.0
-"""How long another copy has to say that it has a repeat."""
-_SETTLED = 600.0
-"""Seconds after a change of the number of copies, by which all services have the new site file."""
+"""How long another copy has to say that it has an event."""
+_TURNED, _SETTLED = 120.0, 600.0
+"""Seconds after a change of the number of copies, until all services have the new site file as a rule, and
+with certainty."""
+_Doubtful = dict[tuple[str, int], tuple[Sighting, str | None, Claim]]
+"""By the event's id and the copy that is to take it."""
 
 
 class Publisher(Part):
@@ -146,13 +138,15 @@ class Publisher(Part):
         self._sharing = work.Sharing()
         self._share: Share | None = None
         """Which sensors are this copy's, where there are several."""
-        self._takes = runtime.copy
-        """What a sighting must say to be for this copy."""
+        self._turning = False
         self._wary = False
-        """Whether a repeat may be known to another copy."""
-        self._repeats: dict[str, tuple[Sighting, str | None]] = {}
+        """Whether another copy may know what comes to this one."""
+        self._doubtful: _Doubtful = {}
         self._unknown: dict[str, tuple[Sighting, str | None, asyncio.TimerHandle]] = {}
-        """Repeats that will be taken unless another copy says that it has them."""
+        """What will be taken unless another copy objects."""
+        self._elsewhere: dict[str, int] = {}
+        """What another copy was told to take, of sensors that are this one's."""
+        self._stopping = False
         self._delivery_seconds = metrics.DELIVERY.labels(target.name)
         self._delivered = metrics.DELIVERIES.labels(target.name, Outcome.DELIVERED)
         self._set_aside = metrics.SET_ASIDE.labels(runtime.name)
@@ -165,7 +159,8 @@ class Publisher(Part):
     # ── taking ───────────────────────────────────────────────────────────────────────────────────
 
     def _on_sighting(self, message: Message) -> None:
-        if self._share is not None and self._is_others(message, self._share):
+        claim = self._share.claim(message.topic) if self._share is not None else Claim.MINE
+        if claim is Claim.OTHERS and not message.again:
             return
         try:
             sighting = Sighting.from_bytes(message.payload)
@@ -180,68 +175,71 @@ class Publisher(Part):
             return
         if self.target.name not in sighting.data.targets or self._store.full:
             return
-        if self._wary and message.again and (self._share is not None or self._unsettled(sighting)):
-            self._on_repeat(sighting, message.response_topic)
-        elif sighting.data.copy_of(self.target.name) == self._takes:
+        told = sighting.data.copy_of(self.target.name) == self.runtime.copy
+        again = self._wary and message.again and (self._share is not None or self._is_unsettled(sighting))
+        if told and claim is Claim.MINE and not again:
             self._take(sighting, message.response_topic)
+        else:
+            self._on_doubtful(sighting, message.response_topic, claim)
 
-    def _is_others(self, message: Message, share: Share) -> bool:
-        """Whether a message can be passed over unread: for another copy, and sent for the first time."""
-        try:
-            stamp = _read_stamp(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return not share.has_topic(message.topic)  # one copy is enough to set it aside
-        return stamp.data.copies.get(self.target.name, 0) != self._takes and not message.again
+    # ── what another copy may have, too ──────────────────────────────────────────────────────────
 
-    # ── repeats, where there are several copies ──────────────────────────────────────────────────
-
-    def _unsettled(self, sighting: Sighting) -> bool:
-        """Whether an event is from before, or about, the last change of the number of copies."""
+    def _is_unsettled(self, sighting: Sighting) -> bool:
+        """Whether an event is from before the last change of the number of copies, or not long after."""
         return sighting.data.event.recordedtime.timestamp() < self._sharing.changed + _SETTLED
 
-    def _on_repeat(self, sighting: Sighting, reply: str | None) -> None:
-        """What was sent before may be with another copy, for which it was meant then. Who knows its id
-        receipts it, and tells the copy that is to take it now. That one takes it if nobody says so within a
-        second, and looks for it at the target before it sends it: who had it may be gone, or away."""
-        if len(self._repeats) + len(self._unknown) >= _MOST_REPEATS:
+    def _on_doubtful(self, sighting: Sighting, reply: str | None, claim: Claim) -> None:
+        """What is sent again may be with another copy, for which it was meant then; and while the number of
+        copies changes, two correlators may mean it for two. Who knows its id receipts it, and objects to the
+        copy that is to take it now. That one takes it if nobody objects within a second, and looks for it at
+        the target before it sends it: who had it may be gone, or away."""
+        if len(self._doubtful) + len(self._unknown) >= _MOST_DOUBTFUL:
             return
-        if not self._repeats:
-            asyncio.get_running_loop().call_later(_REPEATS_EVERY, self._look_into_repeats)
-        self._repeats[sighting.data.event.id] = (sighting, reply)
+        if not self._doubtful:
+            asyncio.get_running_loop().call_later(_DOUBTFUL_EVERY, self._look_into_doubtful)
+        taker = sighting.data.copy_of(self.target.name)
+        self._doubtful[sighting.data.event.id, taker] = (sighting, reply, claim)
 
-    def _look_into_repeats(self) -> None:
-        repeats, self._repeats = self._repeats, {}
-        self._spawn(self._look_into(repeats))
+    def _look_into_doubtful(self) -> None:
+        doubtful, self._doubtful = self._doubtful, {}
+        if doubtful and not self._stopping:
+            self._spawn(self._look_into(doubtful))
 
-    async def _look_into(self, repeats: dict[str, tuple[Sighting, str | None]]) -> None:
-        keys = [id_key(id_) for id_ in repeats]
+    async def _look_into(self, doubtful: _Doubtful) -> None:
+        keys = [id_key(id_) for id_, _ in doubtful]
         known = await self._store.read(lambda connection: self._seen.known(connection, keys))
         objections: dict[int, list[str]] = {}
-        for id_, (sighting, reply) in repeats.items():
+        for (id_, taker), (sighting, reply, claim) in doubtful.items():
             if id_key(id_) in known:
                 self._owe(reply, sighting.data.targets, id_)
-                if (other := sighting.data.copy_of(self.target.name)) != self.runtime.copy:
-                    objections.setdefault(other, []).append(id_)
-            elif id_ in self._unknown or sighting.data.copy_of(self.target.name) != self._takes:
+                if taker != self.runtime.copy:
+                    objections.setdefault(taker, []).append(id_)
+            elif claim is Claim.OTHERS or claim is Claim.LOST or id_ in self._unknown:
                 continue
-            elif not self._unsettled(sighting):
+            elif taker != self.runtime.copy:
+                self._elsewhere[id_] = taker  # it may come with another stamp, for this copy
+            elif claim is Claim.MINE and not self._is_unsettled(sighting):
                 self._take(sighting, reply, doubted=True)
             else:
                 wait = asyncio.get_running_loop().call_later(_OBJECTION, self._take_unknown, id_)
                 self._unknown[id_] = (sighting, reply, wait)
-        for other, ids in objections.items():
-            self.runtime.bus.publish(
-                self.runtime.topics.custody(name_of(self.runtime.service, other)),
-                Receipt(by=self.runtime.name, of=(self.target.name,), ids=tuple(ids)).to_bytes(),
-                content_type=PLAIN_JSON,
-            )
+        for taker, ids in objections.items():
+            self._object(taker, ids)
+        while len(self._elsewhere) > _MOST_DOUBTFUL:
+            del self._elsewhere[next(iter(self._elsewhere))]
+
+    def _object(self, taker: int, ids: Sequence[str]) -> None:
+        """Tell another copy that events are this one's already."""
+        receipt = Receipt(by=self.runtime.name, of=(self.target.name,), ids=tuple(ids))
+        topic = self.runtime.topics.custody(name_of(self.runtime.service, taker))
+        self.runtime.bus.publish(topic, receipt.to_bytes(), content_type=PLAIN_JSON)
 
     def _on_objection(self, message: Message) -> None:
         try:
             receipt = Receipt.from_bytes(message.payload)
         except Malformed as error:
             log.warning(
-                "another copy's word could not be read",
+                "another copy's objection could not be read",
                 extra={"topic": message.topic, "error": str(error)[:200]},
             )
             return
@@ -254,25 +252,38 @@ class Publisher(Part):
         if not self._store.full:
             self._take(sighting, reply, doubted=True)
 
+    def _forget_doubtful(self) -> None:
+        """Leave to the adapters what waits for an objection: it comes again, perhaps to another copy."""
+        for _, _, wait in self._unknown.values():
+            wait.cancel()
+        self._unknown.clear()
+        self._elsewhere.clear()
+        self._doubtful.clear()
+
     def _divide(self) -> None:
         """Take note of the number of copies. What is held may from now on be given to another copy too."""
-        copies = self.runtime.copies
-        alone = copies == 1 and self.runtime.copy == 0
-        self._share = None if alone else Share(self.runtime.copy, copies)
-        self._takes = -1 if self.runtime.surplus else self.runtime.copy
-        if copies != self._sharing.copies:
-            for _, _, wait in self._unknown.values():
-                wait.cancel()
-            self._unknown.clear()  # they may be another's now, and come again
-            self._sharing = work.Sharing(copies, int(time.time()), self._numbers.last)
+        copies, before = self.runtime.copies, self._sharing
+        now = int(time.time())
+        if copies != before.copies:
+            self._forget_doubtful()
+            lately = before.before if now < before.changed + _TURNED else ()
+            numbers = tuple(dict.fromkeys((*lately, before.copies)))
+            self._sharing = work.Sharing(copies, numbers, now, self._numbers.last)
             self._store.submit_lazy(work.keep_sharing, self._sharing)
             log.info("the number of copies has changed", extra={"copies": copies, "copy": self.runtime.copy})
+        self._turning = now < self._sharing.changed + _TURNED
+        alone = copies == 1 and self.runtime.copy == 0 and not self._turning
+        self._share = (
+            None if alone else Share(self.runtime.copy, copies, self._sharing.before if self._turning else ())
+        )
         self._wary = self._share is not None or self._sharing.changed > 0
 
     # ── taking, for good ─────────────────────────────────────────────────────────────────────────
 
     def _take(self, sighting: Sighting, reply: str | None, *, doubted: bool = False) -> None:
         event = sighting.data.event
+        elsewhere = self._elsewhere.pop(event.id, None) if self._elsewhere else None
+        doubted |= elsewhere is not None
         rank = LANES.get(event.data.severity, 1)
         tasks: list[tuple[_Lane, _Task, bool]] = []
         rows = []
@@ -293,6 +304,8 @@ class Publisher(Part):
             tasks.append((lane, task, ahead))
             rows.append((seq, lane_id, rank, int(ahead or doubted), work.write_job(task.job)))
         future = self._store.submit(self._write, (id_key(event.id), rows))
+        if elsewhere is not None:
+            future.add_done_callback(lambda _: self._object(elsewhere, (event.id,)))
 
         def written(done: asyncio.Future[bool]) -> None:
             failed = done.cancelled() or done.exception() is not None
@@ -562,6 +575,8 @@ class Publisher(Part):
                 self._workers += 1
                 group.create_task(self._worker())
             self.runtime.say_surplus(self._held())
+            if self._turning and time.time() > self._sharing.changed + _TURNED:
+                self._divide()
             await asyncio.sleep(1)
             now = time.monotonic()
             for lane in list(self._lanes.values()):
@@ -673,8 +688,8 @@ class Publisher(Part):
             group.create_task(self._tend(group))
 
     async def stop(self) -> None:
-        for _, _, wait in self._unknown.values():
-            wait.cancel()
+        self._stopping = True
+        self._forget_doubtful()
         for task in list(self._beside):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

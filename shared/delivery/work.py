@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,8 +32,10 @@ CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
     + NUMBERS_SCHEMA
     + SEEN_SCHEMA,
     """
-CREATE TABLE sharing(copies INTEGER NOT NULL, changed INTEGER NOT NULL, doubted INTEGER NOT NULL);
-INSERT INTO sharing VALUES (1, 0, 0);
+CREATE TABLE sharing(
+  copies INTEGER NOT NULL, before TEXT NOT NULL, changed INTEGER NOT NULL, doubted INTEGER NOT NULL
+);
+INSERT INTO sharing VALUES (1, '', 0, 0);
 """,
 )
 
@@ -64,6 +66,8 @@ class Sharing:
     """How the sensors are shared among copies, as this one last knew it."""
 
     copies: int = 1
+    before: tuple[int, ...] = ()
+    """Earlier numbers, which some service may not have turned away from yet."""
     changed: int = 0
     """When that number last changed, by the clock on the wall (seconds); 0 if it never did."""
     doubted: int = 0
@@ -71,11 +75,16 @@ class Sharing:
 
 
 def load_sharing(connection: sqlite3.Connection) -> Sharing:
-    return Sharing(*connection.execute("SELECT copies, changed, doubted FROM sharing").fetchone())
+    copies, before, changed, doubted = connection.execute("SELECT * FROM sharing").fetchone()
+    return Sharing(copies, tuple(int(each) for each in before.split()), changed, doubted)
 
 
 def keep_sharing(connection: sqlite3.Connection, items: Sequence[Sharing]) -> None:
-    connection.execute("UPDATE sharing SET copies = ?, changed = ?, doubted = ?", astuple(items[-1]))
+    now = items[-1]
+    connection.execute(
+        "UPDATE sharing SET copies = ?, before = ?, changed = ?, doubted = ?",
+        (now.copies, " ".join(map(str, now.before)), now.changed, now.doubted),
+    )
 
 
 def bury(connection: sqlite3.Connection, rows: Sequence[tuple[str, int, int, int]]) -> None:
