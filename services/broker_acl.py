@@ -1,5 +1,6 @@
 """Prints the ACL of a site's broker in Mosquitto's form: `python -m services.broker_acl SITE`.
 
+SITE is the id of a site, or its site file: then the copies that it declares have their topics too.
 Every service is a user of its own and may write and read its own topics only, as `shared.topics`
 grants them. Beside the services there are two people's users: `operator`, who reads everything and
 gives commands, and `reader`, who reads the public topics and writes nothing.
@@ -10,14 +11,18 @@ from __future__ import annotations
 import argparse
 import pkgutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 import services
 from services import rooms
+from shared import copies
 from shared.events import Slug
+from shared.site import SiteError, load
 from shared.topics import GRANTS, PREFIX, Role, role_of
 
 _ACCESS = ("read", "write", "readwrite")
@@ -42,8 +47,13 @@ def known_services() -> list[str]:
     return adapters + others
 
 
-def acl(site: str, names: Iterable[str], extras: Sequence[Extra] = ()) -> str:
-    """The ACL file for the services `names` of `site`.
+def acl(
+    site: str,
+    names: Iterable[str],
+    extras: Sequence[Extra] = (),
+    in_copies: Mapping[str, int] = MappingProxyType({}),
+) -> str:
+    """The ACL file for the services `names` of `site`, of which there are so many copies.
 
     >>> print(acl("hq", ["adapter-dc09"]).partition("user ")[2].splitlines()[1])
     topic write tocsin/v1/hq/events/#
@@ -60,11 +70,13 @@ def acl(site: str, names: Iterable[str], extras: Sequence[Extra] = ()) -> str:
     identities += [("operator", "operator"), ("reader", "reader")]
     rights: dict[str, list[str]] = {}
     for name, role in identities:
-        own = {"service": name, "target": name.removesuffix("-publisher")}
+        own = [copies.name_of(name, copy) for copy in range(in_copies.get(name, 1))]
+        target = name.removesuffix("-publisher")
         rights[name] = [
-            f"topic {grant.access} {base}/{grant.topic.format_map(own)}"
+            f"topic {grant.access} {base}/{grant.topic.format(service=service, target=target)}"
             for grant in GRANTS
             if grant.role == role
+            for service in (own if "{service}" in grant.topic else [name])
         ]
     for extra in extras:
         _check(extra)
@@ -83,11 +95,19 @@ def _check(extra: Extra) -> None:
         raise ValueError(f"a user and a topic are printable text without blanks around it, not {extra!r}")
 
 
+def _site(given: str) -> tuple[str, Mapping[str, int]]:
+    """Id and copies. What looks like a path is one: no id has a dot or a slash."""
+    if "." not in given and "/" not in given and not Path(given).is_file():
+        return given, {}
+    site = load(given)
+    return site.site, site.copies
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m services.broker_acl", description=(__doc__ or "").split("\n\n", 1)[1]
     )
-    parser.add_argument("site", help="id of the site, as in the site file's `site:`")
+    parser.add_argument("site", help="the site file's path; or the site's id, if there are no copies")
     parser.add_argument(
         "--service", action="append", default=[], metavar="NAME",
         help="one more service, such as adapter-foo from another package",
@@ -98,9 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         " --also adapter-mqtt read 'zigbee2mqtt/#'",
     )  # fmt: skip
     given = parser.parse_args(arguments)
+    extras = [Extra(*each) for each in given.also]
     try:
-        text = acl(given.site, {*known_services(), *given.service}, [Extra(*each) for each in given.also])
-    except ValueError as error:
+        id_, in_copies = _site(given.site)
+        text = acl(id_, {*known_services(), *given.service}, extras, in_copies)
+    except (ValueError, SiteError) as error:
         parser.error(str(error))
     sys.stdout.write(text)
     return 0

@@ -131,11 +131,12 @@ def _many(count: int, what: str) -> str:
 
 def _in_words(summary: dict[str, Any]) -> str:
     adapters = ", ".join(f"{name} {count}" for name, count in summary["adapters"].items())
+    copies = "".join(f", {many} copies of {service}" for service, many in summary["copies"].items())
     devices = _many(summary["devices"], "device") + (f" ({adapters})" if adapters else "")
     return (
         f"site {summary['site']}: {devices}, "
         f"{_many(summary['sensors'], 'sensor')}, {_many(summary['cameras'], 'camera')}, "
-        f"targets: {', '.join(summary['targets']) or 'none'}"
+        f"targets: {', '.join(summary['targets']) or 'none'}{copies}"
     )
 
 
@@ -227,6 +228,7 @@ class _Checker:
             "sensors": len(site.sensors),
             "cameras": len(site.cameras),
             "targets": [name for name, _ in site.targets.items()],
+            "copies": {service: many for service, many in site.copies.items() if many > 1},
         }
         for at, ref in _secret_refs(site):
             try:
@@ -290,6 +292,10 @@ class _Checker:
         for adapter in site.adapters:
             if not site.devices_of(adapter):
                 self.say("warning", ("adapters", adapter), "no device speaks this protocol")
+        told = {f"{name}-publisher" for name, _ in site.targets.items()}
+        for service, many in site.copies.items():
+            if many > 1 and service.endswith("-publisher") and service not in told:
+                self.say("warning", ("copies", service), "the site has no such target: these copies idle")
         if not site.targets.items():
             self.say_of(
                 "warning", "targets", "nobody is told of anything", "add `targets: {vms: {}}` or camio"

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         if verb == "list":
             sub.add_argument("--json", action="store_true", help="print them as JSON")
         else:
-            sub.add_argument("seqs", nargs="*", type=int, metavar="SEQ", help="numbers, as `list` shows them")
+            sub.add_argument("seqs", nargs="*", metavar="SEQ", help="numbers, as `list` shows them")
             sub.add_argument("--all", action="store_true", help="all of them")
         _settings(sub, _ON_THE_BUS)
 

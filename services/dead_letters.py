@@ -1,6 +1,7 @@
 """`tocsin dead-letters`: what a target has refused for good, listed and replayed.
 
-Asks the target's publisher by an MQTT command; the answer comes on the MQTT 5 response topic.
+Asks the target's publisher by an MQTT command; the answer comes on the MQTT 5 response topic. A command to a
+service reaches all its copies, and each answers: what they say is put together.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import sys
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -16,33 +19,52 @@ import orjson
 
 from services.watch import Console, site_topics
 from shared.bus import Bus, Message
+from shared.copies import name_of, split
 from shared.events import PLAIN_JSON
 from shared.secrets import Secrets
 from shared.settings import Settings
 from shared.site import SiteError, load
 
 _PATIENCE = 10.0
+_OTHERS = 0.3
+"""How long copies that the site file no longer declares have to answer after the last that it does."""
+
+Answers = dict[str, dict[str, Any]]
+"""By name of the copy."""
 
 
 class NoAnswer(RuntimeError):
     """The service did not answer; the text says what to look at."""
 
 
-async def ask(settings: Settings, service: str, verb: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Send a command to a service and return its answer. Raises `NoAnswer`."""
+async def ask(
+    settings: Settings, service: str, verb: str, asked: Mapping[str, Any], copies: Collection[str] = ()
+) -> Answers:
+    """Send a command to a service, or to one copy of it, and return the answers: of `copies` (by default of
+    `service` alone) as far as they answer in time, and of whoever else does.
+
+    Raises `NoAnswer` if nobody does."""
     topics = site_topics(settings)
     client = f"tocsin-ask-{os.getpid()}"
     bus = Bus(settings.endpoint(Secrets(settings.secrets_dir)), client)
-    answered: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+    missing = set(copies or (service,))
+    answers: Answers = {}
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     correlation = os.urandom(8)
 
     def on_answer(message: Message) -> None:
-        if message.correlation == correlation and not answered.done():
-            answered.set_result(orjson.loads(message.payload))
+        if message.correlation != correlation:
+            return
+        answer = orjson.loads(message.payload)
+        name = answer.pop("service", service)
+        answers[name] = answer
+        missing.discard(name)
+        if not missing and not done.done():
+            done.set_result(None)
 
     def on_trouble(text: str) -> None:
-        if not answered.done():
-            answered.set_exception(NoAnswer(text))
+        if not done.done():
+            done.set_exception(NoAnswer(text))
 
     reply = topics.reply(client)
     bus.subscribe(reply, on_answer)
@@ -61,46 +83,102 @@ async def ask(settings: Settings, service: str, verb: str, asked: dict[str, Any]
     running = asyncio.create_task(bus.run())
     try:
         async with asyncio.timeout(_PATIENCE):
-            return await answered
+            await done
+        if copies:
+            await asyncio.sleep(_OTHERS)
     except TimeoutError:
-        raise NoAnswer(
-            f"{service} did not answer within {_PATIENCE:g} s: does it run, at this broker?"
-        ) from None
+        if not answers:
+            raise NoAnswer(
+                f"{service} did not answer within {_PATIENCE:g} s: does it run, at this broker?"
+            ) from None
     finally:
         await bus.close()
         running.cancel()
+    return answers
+
+
+def letter(text: str) -> tuple[int, int]:
+    """A dead letter as `list` shows it: SEQ, or COPY:SEQ for those of a further copy. Raises ValueError.
+
+    >>> letter("7"), letter("2:7")
+    ((0, 7), (2, 7))
+    """
+    found = re.fullmatch(r"(?:([0-9]{1,4}):)?([0-9]{1,18})", text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a number as `tocsin dead-letters list` shows them")
+    return int(found[1] or 0), int(found[2])
 
 
 async def main(settings: Settings, args: argparse.Namespace) -> int:
     """Returns the exit code."""
     service = f"{args.target}-publisher"
     console = Console.of_stdout()
-    try:
-        _check_target(settings, args.target)
-        if args.verb == "list":
-            answer = await ask(settings, service, "dead-letters", {})
-        elif args.all or args.seqs:
-            answer = await ask(settings, service, "replay", {"seqs": "all" if args.all else args.seqs})
-        else:
+    named: list[tuple[int, int]] | None = None
+    if args.verb == "replay" and not args.all:
+        try:
+            named = [letter(text) for text in args.seqs]
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        if not named:
             print("name the numbers to replay, or --all", file=sys.stderr)
             return 2
+    try:
+        copies = _copies(settings, args.target)
+        if args.verb == "list":
+            answers = await ask(settings, service, "dead-letters", {}, copies)
+        elif named is None:
+            answers = await ask(settings, service, "replay", {"seqs": "all"}, copies)
+        else:
+            copies, answers = await _replay(settings, service, named)
     except NoAnswer as error:
         print(error, file=sys.stderr)
         return 1
-    if "error" in answer:
-        print(answer["error"], file=sys.stderr)
-        return 1
+    wrong = [f"{name} did not answer within {_PATIENCE:g} s" for name in copies if name not in answers]
+    wrong += [f"{name}: {answer.pop('error')}" for name, answer in answers.items() if "error" in answer]
+    code = _tell(console, args, answers, named)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else code
+
+
+async def _replay(
+    settings: Settings, service: str, letters: Collection[tuple[int, int]]
+) -> tuple[list[str], Answers]:
+    """Ask each copy for its own: the names of those asked, and their answers."""
+    names = sorted({name_of(service, copy) for copy, _ in letters})
+    answers: Answers = {}
+    for name in names:
+        seqs = [seq for copy, seq in letters if name_of(service, copy) == name]
+        try:
+            answers |= await ask(settings, name, "replay", {"seqs": seqs}, [name])
+        except NoAnswer:
+            if len(names) == 1:
+                raise
+    return names, answers
+
+
+def _tell(
+    console: Console, args: argparse.Namespace, answers: Answers, named: Collection[tuple[int, int]] | None
+) -> int:
     if args.verb == "replay":
-        return _tell_replay(console, args.target, None if args.all else args.seqs, answer["replayed"])
-    letters = answer["dead_letters"]
+        replayed = sum(answer.get("replayed", 0) for answer in answers.values())
+        return _tell_replay(console, args.target, named, replayed)
+    letters = [
+        {"copy": split(name)[1], **letter}
+        for name, answer in answers.items()
+        for letter in answer.get("dead_letters", ())
+    ]
+    letters.sort(key=lambda letter: (letter["since"], letter["copy"], letter["seq"]))
     if args.json:
         console.line(orjson.dumps(letters, option=orjson.OPT_INDENT_2).decode())
-        return 0
-    _tell_letters(console, args.target, letters)
+    else:
+        _tell_letters(console, args.target, letters)
     return 0
 
 
-def _check_target(settings: Settings, target: str) -> None:
+def _copies(settings: Settings, target: str) -> list[str]:
+    """The names of the copies of a target's publisher."""
     try:
         site = load(settings.site or "")
     except SiteError as error:
@@ -110,9 +188,13 @@ def _check_target(settings: Settings, target: str) -> None:
     known = [name for name, _ in site.targets.items()]
     if target not in known:
         raise NoAnswer(f"the site file has no target {target}; it has: {', '.join(known) or 'none'}")
+    service = f"{target}-publisher"
+    return [name_of(service, copy) for copy in range(site.copies_of(service))]
 
 
-def _tell_replay(console: Console, target: str, asked: list[int] | None, replayed: int) -> int:
+def _tell_replay(
+    console: Console, target: str, asked: Collection[tuple[int, int]] | None, replayed: int
+) -> int:
     missing = 0 if asked is None else len(set(asked)) - replayed
     console.line(f"{_letters(replayed)} on the way to {target} again")
     if missing:
@@ -131,7 +213,8 @@ def _tell_letters(console: Console, target: str, letters: list[dict[str, Any]]) 
         happened = datetime.fromisoformat(letter["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         place = f"{letter['sensor']} → {letter['lane']}"
         tried = "tried once" if letter["attempts"] == 1 else f"tried {letter['attempts']} times"
-        console.line(f"{letter['seq']:>6}  {happened}  {letter['kind']:<27} {place}")
+        number = f"{letter['copy']}:{letter['seq']}" if letter["copy"] else str(letter["seq"])
+        console.line(f"{number:>6}  {happened}  {letter['kind']:<27} {place}")
         console.line(f"{'':8}{letter['reason']} ({tried}; event {letter['event']})")
     console.line(f"{_letters(len(letters))}. Once the cause is put right: tocsin dead-letters replay --all")
 

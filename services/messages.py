@@ -154,7 +154,14 @@ def _addressed() -> tuple[PublicMessage, ...]:
                             SeenBy(id="lobby", name="Lobby", time=_AT + timedelta(seconds=1)),
                         ),
                     ),
-                )
+                ),
+                "where the VMS publisher has copies": Sighting(
+                    id=_DENIED.id, source="/hq/correlator-1", subject="front-door", time=_AT,
+                    data=SightingData(
+                        event=_DENIED, targets=("vms", "camio"), copies={"vms": 2},
+                        cameras=(SeenBy(id="lobby", name="Lobby", time=_AT),),
+                    ),
+                ),
             },
             topics.sighting("{type}", "{sensor}"),
             "Events with the cameras that see their sensor, from the correlator.",
@@ -282,6 +289,11 @@ def _object(properties: Schema, *required: str) -> Schema:
     return {**whole, "required": list(required)} if required else whole
 
 
+def _answer(properties: Schema, *required: str) -> Schema:
+    by = {"type": "string", "description": "who answers: a command to a service reaches all its copies"}
+    return _object({**properties, "service": by}, *required)
+
+
 _WHOLE: Schema = {"type": "integer", "minimum": 0}
 _LETTER = _object(
     {
@@ -303,7 +315,7 @@ COMMANDS: tuple[Command, ...] = (
         "dead-letters",
         "List what the target has refused for good.",
         _object({"limit": {**_WHOLE, "default": 1000, "description": "as many at most"}}),
-        _object({"dead_letters": {"type": "array", "items": _LETTER}}, "dead_letters"),
+        _answer({"dead_letters": {"type": "array", "items": _LETTER}}, "dead_letters"),
         {"limit": 100},
         {
             "dead_letters": [
@@ -318,7 +330,8 @@ COMMANDS: tuple[Command, ...] = (
                     "reason": "the VMS answers 400: unknown camera",
                     "since": "2026-11-21T18:22:15Z",
                 }
-            ]
+            ],
+            "service": "vms-publisher",
         },
     ),
     Command(
@@ -327,15 +340,15 @@ COMMANDS: tuple[Command, ...] = (
         _object(
             {"seqs": {"anyOf": [{"const": "all"}, {"type": "array", "items": {"type": "integer"}}]}}, "seqs"
         ),
-        _object({"replayed": {**_WHOLE, "description": "how many are in line again"}}, "replayed"),
+        _answer({"replayed": {**_WHOLE, "description": "how many are in line again"}}, "replayed"),
         {"seqs": [7]},
-        {"replayed": 1},
+        {"replayed": 1, "service": "vms-publisher"},
     ),
     Command(
         "test",
         "Ask whether it is there, and what it holds.",
         _object({}),
-        _object(
+        _answer(
             {
                 "ok": {"const": True},
                 "outstanding": {**_WHOLE, "description": "deliveries that wait"},
@@ -344,11 +357,11 @@ COMMANDS: tuple[Command, ...] = (
             "ok", "outstanding", "dead_letters",
         ),
         {},
-        {"ok": True, "outstanding": 0, "dead_letters": 1},
+        {"ok": True, "outstanding": 0, "dead_letters": 1, "service": "vms-publisher"},
     ),
 )  # fmt: skip
 
-_REFUSAL = _object({"error": {"type": "string", "description": "what was wrong with the command"}}, "error")
+_REFUSAL = _answer({"error": {"type": "string", "description": "what was wrong with the command"}}, "error")
 
 
 # ── AsyncAPI ─────────────────────────────────────────────────────────────────────────────────────
@@ -362,8 +375,9 @@ _PARAMETERS: Schema = {
     },
     "target": {"description": "The system that was told.", "examples": ["vms", "camio"]},
     "service": {
-        "description": "Name of the service: adapter-PROTOCOL, correlator, TARGET-publisher.",
-        "examples": ["adapter-dc09", "correlator", "vms-publisher"],
+        "description": "Name of the service: adapter-PROTOCOL, correlator, TARGET-publisher. Of several "
+        "copies the first has it, and the others a number behind: vms-publisher-1.",
+        "examples": ["adapter-dc09", "correlator", "vms-publisher", "vms-publisher-1"],
     },
     "verb": {"description": "The command.", "enum": [command.verb for command in COMMANDS]},
     "client": {

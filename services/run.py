@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from services.reader import Reader
+from shared import copies
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ MAKERS = ("correlator", "vms-publisher", "camio-publisher")
 
 
 class UnknownService(ValueError):
-    """There is no such service; the text names those that there are."""
+    """There is no such service or copy; the text names those that there are."""
 
 
 def service_names() -> list[str]:
@@ -65,10 +66,25 @@ def _publisher(target: Callable[[Runtime], Target]) -> Callable[[Runtime], Part]
 def main(name: str, options: Mapping[str, str | None]) -> int:
     """Run the service until SIGTERM or SIGINT. Raises `UnknownService`."""
     settings = Settings.of(options)
+    copy = _copy(name, settings.copy)
     own = [name.removeprefix(_ADAPTER)] if name.startswith(_ADAPTER) else []
     with Reader(settings.site or "", own) as read:
         import uvloop  # noqa: PLC0415
 
         from shared.service import run  # noqa: PLC0415
 
-        return uvloop.run(run(name, settings, _find(name), read))
+        return uvloop.run(run(copies.name_of(name, copy), settings, _find(name), read))
+
+
+def _copy(name: str, said: str | None) -> int:
+    try:
+        copy = copies.number(said) if said else 0
+    except ValueError as error:
+        raise UnknownService(str(error)) from None
+    if copy and name.startswith(_ADAPTER):
+        raise UnknownService(
+            f"{name} runs once, since it holds its devices' connections: unset TOCSIN_COPY, now {said!r}"
+        )
+    if copy >= copies.MOST:
+        raise UnknownService(f"there are at most {copies.MOST} copies, from 0: TOCSIN_COPY is {said!r}")
+    return copy

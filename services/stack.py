@@ -22,6 +22,7 @@ import yaml
 
 from services.broker import Broker, Security, free_port
 from services.run import MAKERS
+from shared import copies
 
 HOST = "127.0.0.1"
 SERVICES = ("adapter-dc09", "adapter-webhook", "adapter-mqtt", *MAKERS)
@@ -148,8 +149,9 @@ async def http_get(port: int, path: str, method: str = "GET", body: bytes = b"")
 
 class Stack:
     """`site` is the content of a site file. Cameras' tokens come from the VMS simulator, and Camio's
-    address, where the site has Camio, becomes that of its simulator. `options` are further settings
-    of a service (`TOCSIN_…`), by its name. `security` is the broker's; the services' logins are then
+    address, where the site has Camio, becomes that of its simulator. Copies of a service are services, by
+    their names (`vms-publisher-1`). `options` are further settings of a service (`TOCSIN_…`), by its name,
+    and for all its copies. `security` is the broker's; the services' logins are then
     in `options` and in the secret `mqtt_password`."""
 
     def __init__(
@@ -208,6 +210,7 @@ class Stack:
         return Process(name, argv, self._environ, self.logs_dir / f"{name}.log")
 
     def _service(self, name: str) -> Service:
+        base, copy = copies.split(name)
         port = free_port()
         environ = {
             **self._environ,
@@ -217,9 +220,11 @@ class Stack:
             "TOCSIN_SECRETS_DIR": str(self.secrets_dir),
             "TOCSIN_METRICS_HOST": HOST,
             "TOCSIN_METRICS_PORT": str(port),
+            **self._options.get(base, {}),
             **self._options.get(name, {}),
+            **({"TOCSIN_COPY": str(copy)} if copy else {}),
         }
-        argv = [sys.executable, "-m", "services.cli", "run", name]
+        argv = [sys.executable, "-m", "services.cli", "run", base]
         service = Service(name, argv, environ, self.logs_dir / f"{name}.log")
         service.metrics_port = port
         return service

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from shared.bus import Bus, Message
+from shared.copies import split
 from shared.events import Delivery, Event, Malformed, Outcome, Severity, Sighting
 from shared.secrets import Secrets
 from shared.settings import Settings
@@ -82,8 +83,9 @@ class Story:
     def delivery(self, delivery: Delivery) -> None:
         data = delivery.data
         place = f"{data.target}:{data.camera}" if data.camera else data.target
+        _, copy = split(delivery.source.rpartition("/")[2])
         if data.outcome is Outcome.DELIVERED:
-            said = f"{place} {_length(data.seconds)}"
+            said = f"{place} {_length(data.seconds)}" + (f" by copy {copy}" if copy else "")
         else:
             said = self._console.paint(f"{place} REFUSED ({data.reason})", "1;31")
         arrow = self._console.paint("→", "2")

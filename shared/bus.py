@@ -38,6 +38,8 @@ _PATIENCE = 10.0
 _MOST_UNACKED = 32_768
 """Half of all packet ids, so that a free one is found at once."""
 _AT_LEAST_ONCE = mqtt5.QoS.AT_LEAST_ONCE
+_AGAIN = ("tocsin-again", "1")
+"""The user property of what may have been published before."""
 
 
 class BrokerRefused(ConnectionError):
@@ -85,7 +87,16 @@ class Endpoint:
 class Message:
     """A message received. `ack()` is for subscriptions made with `manual=True`."""
 
-    __slots__ = ("_connection", "_packet_id", "correlation", "payload", "response_topic", "retain", "topic")
+    __slots__ = (
+        "_connection",
+        "_packet",
+        "_packet_id",
+        "correlation",
+        "payload",
+        "response_topic",
+        "retain",
+        "topic",
+    )
 
     def __init__(self, packet: mqtt5.PublishPacket, connection: Connection) -> None:
         self.topic = packet.topic
@@ -93,8 +104,14 @@ class Message:
         self.retain = packet.retain
         self.response_topic = packet.response_topic
         self.correlation = packet.correlation_data
+        self._packet = packet
         self._packet_id = packet.packet_id
         self._connection = connection
+
+    @property
+    def again(self) -> bool:
+        """Whether its publisher said that it may have been published before."""
+        return _AGAIN in self._packet.user_properties
 
     def ack(self) -> None:
         if self._packet_id is not None:
@@ -176,6 +193,7 @@ class Connection(asyncio.Protocol):
         correlation: bytes | None = None,
         content_type: str | None = CONTENT_TYPE,
         acked: Acked | None = None,
+        again: bool = False,
     ) -> None:
         """Send; at QoS 1 `acked` is called with the broker's answer, never if the connection ends.
 
@@ -203,6 +221,8 @@ class Connection(asyncio.Protocol):
             correlation_data=correlation,
             content_type=content_type,
         )
+        if again:
+            make = partial(make, user_properties=[_AGAIN])
         if len(self._unacked) < self._quota:
             self._publish(make, acked)
         else:
@@ -415,8 +435,10 @@ class Bus:
         correlation: bytes | None = None,
         content_type: str = CONTENT_TYPE,
         acked: Acked | None = None,
+        again: bool = False,
     ) -> bool:
-        """Publish at QoS 1 now. False if there is no connection: nothing was sent."""
+        """Publish at QoS 1 now, with the mark of what may have been published before if it is
+        sent `again`. False if there is no connection: nothing was sent."""
         connection = self._connection
         if connection is None:
             return False
@@ -427,6 +449,7 @@ class Bus:
             correlation=correlation,
             content_type=content_type,
             acked=acked,
+            again=again,
         )
         return True
 

@@ -9,7 +9,12 @@ messages were receipted and it was not (it was lost on the way); or nothing is r
 case one message a second tries the way and all follow as soon as it is open.
 
 An event that one target has taken and another has not gives its room in flight back: a target that is
-away for days holds up no other. Such an event is *parked*: on disk, tried again a few at a time.
+away for days holds up no other. Such an event is *parked*: on disk, tried again a few at a time. So is what
+nobody takes while others are taken, if others wait for its room: one of several copies is away, and holds up
+no other.
+
+What may have been published before is marked so, over restarts too: who does not know it may find that
+another copy does.
 """
 
 from __future__ import annotations
@@ -78,6 +83,11 @@ class Numbers:
         self._last = 0
         self._reserved = 0
 
+    @property
+    def last(self) -> int:
+        """The highest that was taken."""
+        return self._last
+
     def load(self, connection: sqlite3.Connection) -> None:
         (self._reserved,) = connection.execute("SELECT reserved FROM numbers").fetchone()
         self._last = self._reserved
@@ -127,6 +137,16 @@ class Seen:
             connection.execute(f"UPDATE seen{young} SET at = ? WHERE key = ?", (now, key))  # noqa: S608
         return True
 
+    def known(self, connection: sqlite3.Connection, keys: Iterable[bytes]) -> set[bytes]:
+        """Those of `keys` that were noted."""
+        return {
+            key
+            for key in keys
+            if connection.execute(
+                "SELECT 1 FROM seen0 WHERE key = ? UNION ALL SELECT 1 FROM seen1 WHERE key = ?", (key, key)
+            ).fetchone()
+        }
+
     def turn(self, connection: sqlite3.Connection, now: int) -> None:
         """At the end of a transaction: begin a new generation if it is time."""
         if self._held >= self._most or now - self._since > self._seconds:
@@ -166,6 +186,9 @@ class _Flight:
     got: set[str] = field(default_factory=set)
     sent: float = 0.0
     tries: int = 0
+    overtaken: int = 0
+    again: bool = False
+    """It may have been published before."""
 
 
 @dataclass(slots=True)
@@ -177,11 +200,14 @@ class _Lane:
     """Every row up to this sequence number is in flight, parked or gone."""
     newest: int = 0
     """The highest sequence number that is on disk."""
+    inherited: int = 0
+    """Up to this sequence number an earlier run may have published it."""
     loading: bool = False
 
 
 _TICK = 0.25
 _OVERTAKEN = 0.5
+_OVERTAKEN_DOUBLES = 3
 _STALLED = 2.0
 _CANARY = 1.0
 _PATIENCE = (5.0, 10.0, 20.0, 30.0)
@@ -243,7 +269,7 @@ class Sender:
 
         self.outstanding, self._parked, newest = await self._store.read(load)
         for lane, seq in zip(self._lanes, newest, strict=True):
-            lane.newest = seq
+            lane.newest = lane.inherited = seq
         if self._parked:
             self._parked_event.set()
 
@@ -323,8 +349,12 @@ class Sender:
 
     def _send(self, flight: _Flight) -> None:
         flight.sent = time.monotonic()
-        self._bus.publish(
-            flight.topic, flight.body, response_topic=self._reply, correlation=flight.id.encode()
+        flight.again |= self._bus.publish(
+            flight.topic,
+            flight.body,
+            response_topic=self._reply,
+            correlation=flight.id.encode(),
+            again=flight.again,
         )
 
     def _on_joined(self) -> None:
@@ -373,7 +403,7 @@ class Sender:
             self._stalled = False
             for lane in self._lanes:
                 for flight in lane.flying.values():
-                    flight.tries = 0
+                    flight.tries = flight.overtaken = 0
                     if now - flight.sent > _CANARY:
                         self._send(flight)
         for lane in self._lanes:
@@ -421,7 +451,8 @@ class Sender:
         finally:
             lane.loading = False
         for seq, id_, topic, body in rows:
-            self._fly(lane, _Flight(seq, id_, lane.number, topic, body))
+            again = seq <= lane.inherited
+            self._fly(lane, _Flight(seq, id_, lane.number, topic, body, again=again))
             lane.loaded = seq
         if len(rows) < room:
             lane.loaded = max(lane.loaded, newest)
@@ -457,9 +488,26 @@ class Sender:
                         self._send(next(iter(lane.flying.values())))
             for flight in flying:
                 patience = _PATIENCE[min(flight.tries, len(_PATIENCE) - 1)]
-                if flight.sent + _OVERTAKEN < self._overtaking or now - flight.sent > patience:
+                overtaken = _OVERTAKEN * 2 ** min(flight.overtaken, _OVERTAKEN_DOUBLES)
+                if flight.sent + overtaken < self._overtaking:
+                    flight.overtaken += 1
+                    self._send(flight)
+                elif now - flight.sent > patience:
                     flight.tries += 1
                     self._send(flight)
+            for lane in self._lanes:
+                self._make_room(lane)
+
+    def _make_room(self, lane: _Lane) -> None:
+        """Park what nobody takes while others are taken, if more waits on disk and finds no room."""
+        if lane.loaded >= lane.newest or len(lane.flying) <= lane.window // 2:
+            return
+        left = [f for f in lane.flying.values() if f.overtaken >= _OVERTAKEN_DOUBLES]
+        if left:
+            for flight in left:
+                self._partial[flight.id] = lane.flying.pop(flight.id)
+            self._park(left)
+            self._load(lane)
 
     async def _remind(self) -> None:
         """Try parked messages again, a few at a time, faster as soon as it helps."""
@@ -483,7 +531,7 @@ class Sender:
             after = rows[-1][0]
             self._reminded_event.clear()
             self._reminded = {
-                id_: _Flight(seq, id_, lane, topic, body, set(got.split()))
+                id_: _Flight(seq, id_, lane, topic, body, set(got.split()), again=True)
                 for seq, id_, lane, topic, body, got in rows
             }
             before = len(self._reminded)

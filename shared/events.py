@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from msgspec import Meta, field
+from msgspec import UNSET, Meta, UnsetType, field
 
 from shared.model import StringConstraints
 
@@ -274,6 +274,14 @@ class SightingData(_Model, frozen=True, kw_only=True, gc=False):
     event: Event
     cameras: Annotated[tuple[SeenBy, ...], Meta(description="the cameras that see the sensor")]
     targets: Annotated[tuple[str, ...], Meta(description="the targets that must learn of it")]
+    copies: Annotated[
+        dict[str, Annotated[int, Meta(ge=0)]] | UnsetType,
+        Meta(description="which copy of a target's publisher is to take it, where there are several; else 0"),
+    ] = UNSET
+
+    def copy_of(self, target: str) -> int:
+        """Which copy of the target's publisher is to take it."""
+        return 0 if self.copies is UNSET else self.copies.get(target, 0)
 
 
 class Sighting(_CloudEvent, frozen=True, kw_only=True, gc=False):

@@ -56,6 +56,7 @@ def histogram(name: str, help: str, *labels: str) -> Histogram:
 
 
 BUILD = gauge("tocsin_build_info", "1; the version is in the label.", "service", "version")
+COPIES = gauge("tocsin_copies", "How many copies of the service the site file declares.", "service")
 READY = gauge("tocsin_ready", "1 while /readyz says so: it has a broker, room, and all it needs.")
 SITE_LOADED = gauge("tocsin_site_loaded_timestamp_seconds", "When the present site file was taken up.")
 SITE_WRONG = gauge(

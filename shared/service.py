@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from shared import __version__, logs, metrics
+from shared import __version__, copies, logs, metrics
 from shared.bus import Bus
 from shared.clock import host_clock_synchronised
 from shared.events import ServiceStatus, ServiceStatusData, utcnow
@@ -40,6 +40,8 @@ class Runtime:
 
     def __init__(self, name: str, settings: Settings, site: Site, secrets: Secrets, bus: Bus) -> None:
         self.name = name
+        """Of this copy: topics, state and metrics go by it."""
+        self.service, self.copy = copies.split(name)
         self.settings = settings
         self.site = site
         """The present site; replaced, never changed, when the file changes."""
@@ -75,6 +77,24 @@ class Runtime:
             self._troubles[what] = reason
         if self._troubles != before:
             self.say_status()
+
+    @property
+    def copies(self) -> int:
+        """How many copies of this service the site file declares."""
+        return self.site.copies_of(self.service)
+
+    @property
+    def surplus(self) -> bool:
+        """Whether this copy is beyond those declared: it takes nothing new."""
+        return self.copy >= self.copies
+
+    def say_surplus(self, held: str) -> None:
+        """Say in the status whether this copy is surplus, and what it still holds ("" for nothing)."""
+        reason = None
+        if self.surplus:
+            does = f"it takes nothing new, and still holds {held}" if held else "it holds nothing: remove it"
+            reason = f"copy {self.copy} of {self.copies} declared; {does}"
+        self.trouble("copies", reason)
 
     def say_status(self) -> None:
         reason = "; ".join(f"{what}: {why}" for what, why in sorted(self._troubles.items()))
@@ -161,6 +181,7 @@ async def run(
     part = make(runtime)
     metrics.BUILD.labels(name, __version__).set(1)
     metrics.SITE_LOADED.set_to_current_time()
+    metrics.COPIES.labels(runtime.service).set(runtime.copies)
     try:
         await part.start()
     except (StoreNewer, sqlite3.Error, OSError) as error:
@@ -237,6 +258,7 @@ async def _follow_site(runtime: Runtime, follower: Follower) -> None:
             return
         metrics.SITE_LOADED.set_to_current_time()
         runtime.site = site
+        metrics.COPIES.labels(runtime.service).set(runtime.copies)
         log.info("the site file has changed and is in force", extra={"devices": len(site.devices)})
         runtime.changed()
         _give_back()

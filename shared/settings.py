@@ -22,6 +22,10 @@ class Settings:
     """Each is `TOCSIN_<NAME>` in the environment and `--<name>` of `tocsin run`."""
 
     site: str | None = _setting("/etc/tocsin/site.yaml", "the site file")
+    copy: str | None = _setting(
+        None,
+        "which of several copies of the service this is, from 0; or a name that ends in it, such as a pod's",
+    )
     mqtt_url: str | None = _setting("mqtt://127.0.0.1:1883", "the broker: mqtt://HOST:PORT or mqtts://…")
     mqtt_ca: str | None = _setting(None, "file of the CA that signed the broker's certificate")
     mqtt_cert: str | None = _setting(None, "file of this service's certificate")

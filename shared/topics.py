@@ -52,7 +52,8 @@ Role = Literal["adapter", "correlator", "publisher", "operator", "reader"]
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One line of the ACL. `{service}` and `{target}` stand for the identity's own names."""
+    """One line of the ACL. `{service}` and `{target}` stand for the identity's own names; all copies of a
+    service share one identity, and each has topics of its own."""
 
     role: Role
     access: Literal["read", "write"]
@@ -77,6 +78,7 @@ GRANTS: tuple[Grant, ...] = (
     Grant("correlator", "write", "replies/+"),
     Grant("publisher", "read", "sightings/#"),
     Grant("publisher", "write", "custody/+"),
+    Grant("publisher", "read", "custody/{service}"),
     Grant("publisher", "write", "deliveries/{target}/+"),
     Grant("publisher", "write", "services/{service}"),
     Grant("publisher", "read", "commands/{service}/#"),

@@ -15,7 +15,7 @@ from typing import Any, cast
 import mqtt5
 import orjson
 
-from shared.bus import Acked, Bus, Connection, Endpoint, Message
+from shared.bus import _AGAIN, Acked, Bus, Connection, Endpoint, Message
 from shared.events import (
     CONTENT_TYPE,
     SEVERITY,
@@ -47,6 +47,7 @@ class Sent:
     payload: bytes
     response_topic: str | None = None
     correlation: bytes | None = None
+    again: bool = False
 
     def json(self) -> Any:
         return orjson.loads(self.payload)
@@ -113,9 +114,10 @@ class MemoryBus(Bus):
         correlation: bytes | None = None,
         content_type: str = CONTENT_TYPE,
         acked: Acked | None = None,
+        again: bool = False,
     ) -> bool:
         if self._on:
-            self._hub.publish(Sent(topic, payload, response_topic, correlation))
+            self._hub.publish(Sent(topic, payload, response_topic, correlation, again))
         return self._on
 
     def publish_kept(self, topic: str, payload: bytes) -> None:
@@ -132,6 +134,7 @@ def message(sent: Sent) -> Message:
         sent.payload,
         response_topic=sent.response_topic,
         correlation_data=sent.correlation,
+        user_properties=[_AGAIN] if sent.again else None,
     )
     return Message(packet, cast(Connection, None))
 

@@ -111,7 +111,11 @@ class Camio(Target):
     # ── devices ──────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
-        """Keep Camio's list of devices in step with the site file. Events go on meanwhile."""
+        """Keep Camio's list of devices in step with the site file. Events go on meanwhile. Of several copies
+        only the first does."""
+        if self._runtime.copy:
+            self._listed.set()
+            await super().run()  # until it is cancelled
         told = tried = None
         pause = _FIRST_PAUSE
         while True:

@@ -73,6 +73,10 @@ class Chatter:
         found.held[event.id] = (reply, event)
         return Verdict.HOLD
 
+    def leave(self, mine: Callable[[str], bool]) -> None:
+        """Let go of what is held of sensors that are no longer `mine`: their events come again, elsewhere."""
+        self._windows = {key: window for key, window in self._windows.items() if mine(key[0])}
+
     def _open(self, key: tuple[str, str], length: float) -> None:
         self._windows[key] = Window(key, length, self._now() + length)
 
@@ -102,7 +106,8 @@ class Chatter:
     def failed(self, window: Window) -> None:
         """It could not be stored: hold the window's events for the next one."""
         self._folding -= window.held.keys()
-        self._windows[window.key].held.update(window.held)
+        if (found := self._windows.get(window.key)) is not None:
+            found.held.update(window.held)
 
 
 def summary(held: list[Event], source: str, sequence: str) -> Event:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from shared.copies import owner
 from shared.events import Event, Kind, SensorType, Severity
 from shared.site import CameraRef, Select, Site
 
@@ -31,6 +32,7 @@ class Place:
 
 
 Choice = tuple[SensorType, Kind, Severity]
+_MOST_STAMPS = 100_000
 
 
 class Plan:
@@ -42,6 +44,9 @@ class Plan:
         self._chosen: dict[tuple[str, Choice], tuple[str, ...]] = {}
         self._targets = site.targets.items()
         self._timed = _timed(site)
+        copies = [(name, site.copies_of(f"{name}-publisher")) for name, _ in self._targets]
+        self._copies = {name: many for name, many in copies if many > 1}
+        self._stamps: dict[tuple[str, tuple[str, ...]], dict[str, int]] = {}
         shared: dict[tuple[CameraRef, ...], tuple[View, ...]] = {}
 
         def views(refs: tuple[CameraRef, ...]) -> tuple[View, ...]:
@@ -88,6 +93,20 @@ class Plan:
                 chosen = self._chosen[key] = self._choose(event, place)
             return chosen
         return self._choose(event, place)
+
+    def copies(self, event: Event, targets: tuple[str, ...]) -> dict[str, int] | None:
+        """Which copy of each target is to take the event, of those targets that have several."""
+        if not self._copies:
+            return None
+        key = (event.data.sensor.id, targets)
+        stamp = self._stamps.get(key)
+        if stamp is None:
+            if len(self._stamps) >= _MOST_STAMPS:
+                self._stamps.clear()
+            stamp = self._stamps[key] = {
+                name: owner(key[0], self._copies[name]) for name in targets if name in self._copies
+            }
+        return stamp
 
     def _choose(self, event: Event, place: Place) -> tuple[str, ...]:
         if place.select is not None and not self._selects(place.select, event):

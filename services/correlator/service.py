@@ -2,7 +2,8 @@
 
 It stores nothing of what passes through: the adapter keeps custody until the publishers have it, so a
 correlator can be killed, restarted or run in several copies at no risk. Only events that it makes
-itself (see `chatter`) start in a store of its own.
+itself (see `chatter`) start in a store of its own. Each of several copies has some of the sensors, and stamps
+what it passes on with the copies of publishers that are to take it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import orjson
@@ -20,6 +21,7 @@ from services.correlator.chatter import Chatter, Verdict, Window, summary
 from services.correlator.plan import Place, Plan
 from shared import metrics
 from shared.bus import Message
+from shared.copies import MOST, Share, name_of
 from shared.custody import LANES, OUTBOX_SCHEMA, Entry, Receipts, Sender
 from shared.events import Event, Malformed, SensorType, id_key, utcnow
 from shared.service import Part, Runtime
@@ -41,7 +43,11 @@ class Correlator(Part):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         self._plan = Plan(runtime.site)
+        self._share: Share | None = None
+        """Which sensors are this copy's; None where all are."""
         self._source = f"/{runtime.site.site}/{runtime.name}"
+        self._sources = {f"/{runtime.site.site}/{name_of(runtime.service, copy)}" for copy in range(MOST)}
+        """Of events that a correlator has made."""
         self._receipts = Receipts(runtime.bus, runtime.name)
         self._receipts_due: asyncio.TimerHandle | None = None
         self._store = runtime.store(
@@ -58,11 +64,19 @@ class Correlator(Part):
         self._set_aside = metrics.SET_ASIDE.labels(runtime.name)
         runtime.bus.subscribe(runtime.topics.event("+", "+"), self._on_event)
         runtime.on_change(self._on_change)
+        self._divide()
 
     def _on_change(self) -> None:
         if self.runtime.site is not self._plan.site:
             self._plan = Plan(self.runtime.site)
             self._said_unknown.clear()
+            self._divide()
+
+    def _divide(self) -> None:
+        copy, copies = self.runtime.copy, self.runtime.copies
+        self._share = None if copies == 1 and copy == 0 else Share(copy, copies)
+        if self._share is not None:
+            self._chatter.leave(self._share.has)
 
     async def start(self) -> None:
         await self._store.open()
@@ -88,6 +102,8 @@ class Correlator(Part):
         self.show(self._store, self._sender.outstanding, self._sender.oldest)
 
     def _on_event(self, message: Message) -> None:
+        if self._share is not None and not self._share.has_topic(message.topic):
+            return
         try:
             event = Event.from_bytes(message.payload)
         except Malformed as error:
@@ -107,7 +123,7 @@ class Correlator(Part):
             if place is None:
                 self._on_unknown(event, message)
                 return
-        if event.source != self._source and not event.data.replayed:
+        if event.source not in self._sources and not event.data.replayed:
             verdict = self._chatter.judge(event, message.response_topic, place.suppress)
             if verdict is Verdict.HOLD:
                 return
@@ -119,11 +135,13 @@ class Correlator(Part):
             self._unwanted.inc()
             self._receipt(message.response_topic, event.id)
             return
+        copies = self._plan.copies(event, targets)
         self.runtime.bus.publish(
             self.runtime.topics.sighting(event.data.sensor.type, event.data.sensor.id),
-            sighting(event, message.payload, place, targets, self._source),
+            sighting(event, message.payload, place, targets, self._source, copies=copies),
             response_topic=message.response_topic,
             correlation=message.correlation,
+            again=message.again,
         )
         self._mapped.inc()
 
@@ -150,6 +168,7 @@ class Correlator(Part):
     async def _close_windows(self) -> None:
         forget_at = time.monotonic() + _FORGET_EVERY
         while True:
+            self.runtime.say_surplus("events that it made" if self._sender.outstanding else "")
             await asyncio.sleep(_TICK)
             if time.monotonic() > forget_at:
                 forget_at = time.monotonic() + _FORGET_EVERY
@@ -188,8 +207,25 @@ def _forget(connection: sqlite3.Connection, items: Sequence[None]) -> None:
     )
 
 
-def sighting(event: Event, body: bytes, place: Place, targets: tuple[str, ...], source: str) -> bytes:
+def sighting(
+    event: Event,
+    body: bytes,
+    place: Place,
+    targets: tuple[str, ...],
+    source: str,
+    *,
+    copies: Mapping[str, int] | None = None,
+) -> bytes:
     """A `shared.events.Sighting` as JSON, around the event's own bytes: they are not written anew."""
+    data: dict[str, object] = {
+        "event": orjson.Fragment(body),
+        "cameras": [
+            {"id": view.id, "name": view.name, "time": event.time + view.offset} for view in place.views
+        ],
+        "targets": targets,
+    }
+    if copies:
+        data["copies"] = copies
     return orjson.dumps(
         {
             "specversion": "1.0",
@@ -199,13 +235,6 @@ def sighting(event: Event, body: bytes, place: Place, targets: tuple[str, ...], 
             "time": event.time,
             "datacontenttype": "application/json",
             "type": "tocsin.sighting.v1",
-            "data": {
-                "event": orjson.Fragment(body),
-                "cameras": [
-                    {"id": view.id, "name": view.name, "time": event.time + view.offset}
-                    for view in place.views
-                ],
-                "targets": targets,
-            },
+            "data": data,
         }
     )

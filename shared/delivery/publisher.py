@@ -1,4 +1,9 @@
-"""Takes sightings into custody and has them delivered, lane by lane."""
+"""Takes sightings into custody and has them delivered, lane by lane.
+
+Of several copies each takes the sightings of its sensors that the correlator has stamped for it: who stamps
+and who takes must have the same number of copies in mind. `_on_doubtful` says what is done about those that
+two copies may be given, since the number has changed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ import random
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -19,6 +24,7 @@ import orjson
 
 from shared import metrics
 from shared.bus import Message
+from shared.copies import Claim, Share, name_of
 from shared.custody import LANES, Numbers, Receipts, Seen
 from shared.delivery import work
 from shared.delivery.target import Job, NotAllowed, Refused, Retry, Target, Uncertain
@@ -28,6 +34,7 @@ from shared.events import (
     DeliveryData,
     Malformed,
     Outcome,
+    Receipt,
     Sighting,
     id_key,
     utcnow,
@@ -45,6 +52,8 @@ class _Task:
     job: Job
     uncertain: bool = False
     tries: int = 0
+    doubted: bool = False
+    """Another copy may have it as well, so it is looked up before each try."""
 
 
 @dataclass(slots=True)
@@ -98,6 +107,16 @@ _REFUSED_PAUSE = 300.0
 _RANKS = 2
 _MOST_LETTERS = 4000
 """As many as fit into one message to the broker."""
+_DOUBTFUL_EVERY = 0.02
+_MOST_DOUBTFUL = 4000
+"""Looked into at once; more are left to their adapters, which send them again."""
+_OBJECTION = 1.0
+"""How long another copy has to say that it has an event."""
+_TURNED, _SETTLED = 120.0, 600.0
+"""Seconds after a change of the number of copies, until all services have the new site file as a rule, and
+with certainty."""
+_Doubtful = dict[tuple[str, int], tuple[Sighting, str | None, Claim]]
+"""By the event's id and the copy that is to take it."""
 
 
 class Publisher(Part):
@@ -121,7 +140,19 @@ class Publisher(Part):
         self._reviving = 0
         self.outstanding = 0
         self.dead = 0
-        self._loaders: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
+        self._sharing = work.Sharing()
+        self._share: Share | None = None
+        """Which sensors are this copy's, where there are several."""
+        self._turning = False
+        self._wary = False
+        """Whether another copy may know what comes to this one."""
+        self._doubtful: _Doubtful = {}
+        self._unknown: dict[str, tuple[Sighting, str | None, asyncio.TimerHandle]] = {}
+        """What will be taken unless another copy objects."""
+        self._elsewhere: dict[str, int] = {}
+        """What another copy was told to take, of sensors that are this one's."""
+        self._stopping = False
         self._delivery_seconds = metrics.DELIVERY.labels(target.name)
         self._delivered, self._buried = (
             metrics.DELIVERIES.labels(target.name, outcome)
@@ -132,12 +163,17 @@ class Publisher(Part):
         )
         self._set_aside = metrics.SET_ASIDE.labels(runtime.name)
         runtime.bus.subscribe(runtime.topics.sighting("+", "+"), self._on_sighting)
-        runtime.bus.subscribe(runtime.topics.command(runtime.name, "+"), self._on_command)
+        runtime.bus.subscribe(runtime.topics.custody(runtime.name), self._on_objection)
+        for name in dict.fromkeys((runtime.service, runtime.name)):
+            runtime.bus.subscribe(runtime.topics.command(name, "+"), self._on_command)
         runtime.on_change(self._on_change)
 
     # ── taking ───────────────────────────────────────────────────────────────────────────────────
 
     def _on_sighting(self, message: Message) -> None:
+        claim = self._share.claim(message.topic) if self._share is not None else Claim.MINE
+        if claim is Claim.OTHERS and not message.again:
+            return
         try:
             sighting = Sighting.from_bytes(message.payload)
         except Malformed as error:
@@ -151,10 +187,115 @@ class Publisher(Part):
             return
         if self.target.name not in sighting.data.targets or self._store.full:
             return
-        self._take(sighting, message.response_topic)
+        told = sighting.data.copy_of(self.target.name) == self.runtime.copy
+        again = self._wary and message.again and (self._share is not None or self._is_unsettled(sighting))
+        if told and claim is Claim.MINE and not again:
+            self._take(sighting, message.response_topic)
+        else:
+            self._on_doubtful(sighting, message.response_topic, claim)
 
-    def _take(self, sighting: Sighting, reply: str | None) -> None:
+    # ── what another copy may have, too ──────────────────────────────────────────────────────────
+
+    def _is_unsettled(self, sighting: Sighting) -> bool:
+        """Whether an event is from before the last change of the number of copies, or not long after."""
+        return sighting.data.event.recordedtime.timestamp() < self._sharing.changed + _SETTLED
+
+    def _on_doubtful(self, sighting: Sighting, reply: str | None, claim: Claim) -> None:
+        """What is sent again may be with another copy, for which it was meant then; and while the number of
+        copies changes, two correlators may mean it for two. Who knows its id receipts it, and objects to the
+        copy that is to take it now. That one takes it if nobody objects within a second, and looks for it at
+        the target before it sends it: who had it may be gone, or away."""
+        if len(self._doubtful) + len(self._unknown) >= _MOST_DOUBTFUL:
+            return
+        if not self._doubtful:
+            asyncio.get_running_loop().call_later(_DOUBTFUL_EVERY, self._look_into_doubtful)
+        taker = sighting.data.copy_of(self.target.name)
+        self._doubtful[sighting.data.event.id, taker] = (sighting, reply, claim)
+
+    def _look_into_doubtful(self) -> None:
+        doubtful, self._doubtful = self._doubtful, {}
+        if doubtful and not self._stopping:
+            self._spawn(self._look_into(doubtful))
+
+    async def _look_into(self, doubtful: _Doubtful) -> None:
+        keys = [id_key(id_) for id_, _ in doubtful]
+        known = await self._store.read(lambda connection: self._seen.known(connection, keys))
+        objections: dict[int, list[str]] = {}
+        for (id_, taker), (sighting, reply, claim) in doubtful.items():
+            if id_key(id_) in known:
+                self._owe(reply, sighting.data.targets, id_)
+                if taker != self.runtime.copy:
+                    objections.setdefault(taker, []).append(id_)
+            elif claim is Claim.OTHERS or claim is Claim.LOST or id_ in self._unknown:
+                continue
+            elif taker != self.runtime.copy:
+                self._elsewhere[id_] = taker  # it may come with another stamp, for this copy
+            elif claim is Claim.MINE and not self._is_unsettled(sighting):
+                self._take(sighting, reply, doubted=True)
+            else:
+                wait = asyncio.get_running_loop().call_later(_OBJECTION, self._take_unknown, id_)
+                self._unknown[id_] = (sighting, reply, wait)
+        for taker, ids in objections.items():
+            self._object(taker, ids)
+        while len(self._elsewhere) > _MOST_DOUBTFUL:
+            del self._elsewhere[next(iter(self._elsewhere))]
+
+    def _object(self, taker: int, ids: Sequence[str]) -> None:
+        """Tell another copy that events are this one's already."""
+        receipt = Receipt(by=self.runtime.name, of=(self.target.name,), ids=tuple(ids))
+        topic = self.runtime.topics.custody(name_of(self.runtime.service, taker))
+        self.runtime.bus.publish(topic, receipt.to_bytes(), content_type=PLAIN_JSON)
+
+    def _on_objection(self, message: Message) -> None:
+        try:
+            receipt = Receipt.from_bytes(message.payload)
+        except Malformed as error:
+            log.warning(
+                "another copy's objection could not be read",
+                extra={"topic": message.topic, "error": str(error)[:200]},
+            )
+            return
+        for id_ in receipt.ids:
+            if (found := self._unknown.pop(id_, None)) is not None:
+                found[2].cancel()
+
+    def _take_unknown(self, id_: str) -> None:
+        sighting, reply, _ = self._unknown.pop(id_)
+        if not self._store.full:
+            self._take(sighting, reply, doubted=True)
+
+    def _forget_doubtful(self) -> None:
+        """Leave to the adapters what waits for an objection: it comes again, perhaps to another copy."""
+        for _, _, wait in self._unknown.values():
+            wait.cancel()
+        self._unknown.clear()
+        self._elsewhere.clear()
+        self._doubtful.clear()
+
+    def _divide(self) -> None:
+        """Take note of the number of copies. What is held may from now on be given to another copy too."""
+        copies, before = self.runtime.copies, self._sharing
+        now = int(time.time())
+        if copies != before.copies:
+            self._forget_doubtful()
+            lately = before.before if now < before.changed + _TURNED else ()
+            numbers = tuple(dict.fromkeys((*lately, before.copies)))
+            self._sharing = work.Sharing(copies, numbers, now, self._numbers.last)
+            self._store.submit_lazy(work.keep_sharing, self._sharing)
+            log.info("the number of copies has changed", extra={"copies": copies, "copy": self.runtime.copy})
+        self._turning = now < self._sharing.changed + _TURNED
+        alone = copies == 1 and self.runtime.copy == 0 and not self._turning
+        self._share = (
+            None if alone else Share(self.runtime.copy, copies, self._sharing.before if self._turning else ())
+        )
+        self._wary = self._share is not None or self._sharing.changed > 0
+
+    # ── taking, for good ─────────────────────────────────────────────────────────────────────────
+
+    def _take(self, sighting: Sighting, reply: str | None, *, doubted: bool = False) -> None:
         event = sighting.data.event
+        elsewhere = self._elsewhere.pop(event.id, None) if self._elsewhere else None
+        doubted |= elsewhere is not None
         rank = LANES.get(event.data.severity, 1)
         tasks: list[tuple[_Lane, _Task, bool]] = []
         rows = []
@@ -171,10 +312,12 @@ class Publisher(Part):
             queue.newest = seq
             if ahead:
                 queue.loaded = seq
-            task = _Task(seq, rank, Job(event, camera))
+            task = _Task(seq, rank, Job(event, camera), doubted=doubted)
             tasks.append((lane, task, ahead))
-            rows.append((seq, lane_id, rank, int(ahead), work.write_job(task.job)))
+            rows.append((seq, lane_id, rank, int(ahead or doubted), work.write_job(task.job)))
         future = self._store.submit(self._write, (id_key(event.id), rows))
+        if elsewhere is not None:
+            future.add_done_callback(lambda _: self._object(elsewhere, (event.id,)))
 
         def written(done: asyncio.Future[bool]) -> None:
             failed = done.cancelled() or done.exception() is not None
@@ -233,9 +376,7 @@ class Publisher(Part):
         """Have the lane worked on, if there is something to do and nothing against it."""
         if lane.more_on_disk(self._ahead) and not lane.loading:
             lane.loading = True
-            loader = asyncio.ensure_future(self._load(lane))
-            self._loaders.add(loader)
-            loader.add_done_callback(self._loaders.discard)
+            self._spawn(self._load(lane))
         if lane.busy or lane.refused is not None or not lane.waiting():
             return
         rank = 0 if lane.queues[0].ready else 1
@@ -313,7 +454,7 @@ class Publisher(Part):
         try:
             remote = None
             found = False
-            if task.uncertain:
+            if task.uncertain or task.doubted or task.seq <= self._sharing.doubted:
                 remote = await self.target.find(lane.id, task.job)
                 found = remote is not None
             if not found:
@@ -429,6 +570,7 @@ class Publisher(Part):
         )
 
     def _on_change(self) -> None:
+        self._divide()
         self.target.changed()
         for lane in self._lanes.values():
             if lane.refused is not None and self.target.credential(lane.id) != lane.refused:
@@ -444,6 +586,9 @@ class Publisher(Part):
             for _ in range(self.target.at_once - self._workers):
                 self._workers += 1
                 group.create_task(self._worker())
+            self.runtime.say_surplus(self._held())
+            if self._turning and time.time() > self._sharing.changed + _TURNED:
+                self._divide()
             await asyncio.sleep(1)
             now = time.monotonic()
             for lane in list(self._lanes.values()):
@@ -452,14 +597,22 @@ class Publisher(Part):
                 else:
                     self._offer(lane)
 
+    def _held(self) -> str:
+        if self.outstanding:
+            return "what it has to deliver"
+        return "dead letters (tocsin dead-letters)" if self.dead else ""
+
     # ── dead letters ─────────────────────────────────────────────────────────────────────────────
 
     def _on_command(self, message: Message) -> None:
         if message.response_topic is None or message.retain:
             return
-        task = asyncio.ensure_future(self._answer(message))
-        self._loaders.add(task)
-        task.add_done_callback(self._loaders.discard)
+        self._spawn(self._answer(message))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     async def _answer(self, message: Message) -> None:
         verb = message.topic.rsplit("/", 1)[1]
@@ -488,6 +641,7 @@ class Publisher(Part):
                     raise ValueError(f"there is no command {verb!r}; there are dead-letters, replay, test")
         except (ValueError, TypeError, sqlite3.Error, StoreFull) as error:
             answer = {"error": str(error)}
+        answer["service"] = self.runtime.name
         assert message.response_topic is not None
         self.runtime.bus.publish(
             message.response_topic,
@@ -525,6 +679,7 @@ class Publisher(Part):
         def load(connection: sqlite3.Connection) -> tuple[list[tuple[str, int, int, int]], int]:
             self._seen.load(connection)
             self._numbers.load(connection)
+            self._sharing = work.load_sharing(connection)
             lanes = connection.execute(
                 "SELECT lane, rank, max(seq), count(*) FROM work WHERE dead IS NULL GROUP BY lane, rank"
             ).fetchall()
@@ -535,6 +690,7 @@ class Publisher(Part):
         for lane_id, rank, newest, count in lanes:
             self._lane(lane_id).queues[rank].newest = newest
             self.outstanding += count
+        self._divide()
 
     async def run(self) -> None:
         for lane in list(self._lanes.values()):
@@ -544,7 +700,9 @@ class Publisher(Part):
             group.create_task(self._tend(group))
 
     async def stop(self) -> None:
-        for task in list(self._loaders):
+        self._stopping = True
+        self._forget_doubtful()
+        for task in list(self._beside):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
@@ -554,7 +712,7 @@ class Publisher(Part):
             for lane in self._lanes.values()
             for queue in lane.queues
             for task in queue.ready
-            if not task.tries and not task.uncertain
+            if not task.tries and not task.uncertain and not task.doubted
         ]
         if unsent:
             self._store.submit_lazy(work.unsent, unsent)

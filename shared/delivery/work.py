@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +31,12 @@ CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
 """
     + NUMBERS_SCHEMA
     + SEEN_SCHEMA,
+    """
+CREATE TABLE sharing(
+  copies INTEGER NOT NULL, before TEXT NOT NULL, changed INTEGER NOT NULL, doubted INTEGER NOT NULL
+);
+INSERT INTO sharing VALUES (1, '', 0, 0);
+""",
 )
 
 
@@ -52,6 +59,32 @@ def fetch(connection: sqlite3.Connection, items: Sequence[tuple[str, int, int, i
 
 def done(connection: sqlite3.Connection, seqs: Sequence[int]) -> None:
     connection.executemany("DELETE FROM work WHERE seq = ?", ((seq,) for seq in seqs))
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How the sensors are shared among copies, as this one last knew it."""
+
+    copies: int = 1
+    before: tuple[int, ...] = ()
+    """Earlier numbers, which some service may not have turned away from yet."""
+    changed: int = 0
+    """When that number last changed, by the clock on the wall (seconds); 0 if it never did."""
+    doubted: int = 0
+    """Up to this sequence number another copy may have been given the same event."""
+
+
+def load_sharing(connection: sqlite3.Connection) -> Sharing:
+    copies, before, changed, doubted = connection.execute("SELECT * FROM sharing").fetchone()
+    return Sharing(copies, tuple(int(each) for each in before.split()), changed, doubted)
+
+
+def keep_sharing(connection: sqlite3.Connection, items: Sequence[Sharing]) -> None:
+    now = items[-1]
+    connection.execute(
+        "UPDATE sharing SET copies = ?, before = ?, changed = ?, doubted = ?",
+        (now.copies, " ".join(map(str, now.before)), now.changed, now.doubted),
+    )
 
 
 def bury(connection: sqlite3.Connection, rows: Sequence[tuple[str, int, int, int]]) -> None:

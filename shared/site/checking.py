@@ -16,7 +16,16 @@ from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from shared.site.mistakes import Mistake, SiteError, fetch
-from shared.site.model import AnyDevice, Duration, Room, Site, Target, Targets, did_you_mean
+from shared.site.model import (
+    AnyDevice,
+    Duration,
+    Room,
+    Site,
+    Target,
+    Targets,
+    did_you_mean,
+    publishers_of,
+)
 from shared.yamltext import Place, YamlError, decode, locate, parse
 
 MOST_MISTAKES = 200
@@ -65,7 +74,16 @@ def read(
         raise SiteError([Mistake(name, 1, 1, "", said, "begin with `site: name-of-the-site`")])
     model = _site_model(tuple((targets or {}).items()))
     found = list(_twice(value))
-    context = {**_names(value), "rooms": rooms, "adapters": adapters, "refs": {}, "remedies": {}}
+    (told,) = _plain(model.model_fields["targets"].annotation)
+    in_copies = ["correlator", *publishers_of(told)]
+    context = {
+        **_names(value),
+        "rooms": rooms,
+        "adapters": adapters,
+        "in_copies": in_copies,
+        "refs": {},
+        "remedies": {},
+    }
     site: Site | None = None
     try:
         with _no_collecting():

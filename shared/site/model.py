@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
+from shared.copies import MOST as MOST_COPIES
 from shared.events import Kind, SensorType, Severity, Slug
 from shared.model import (
     AfterValidator,
@@ -795,6 +796,28 @@ class Targets(Model):
         return [(name, target) for name in type(self).model_fields if (target := getattr(self, name))]
 
 
+def publishers_of(targets: type[Targets]) -> list[str]:
+    """The services that tell `targets`."""
+    return [f"{name}-publisher" for name in targets.model_fields]
+
+
+def _in_copies(name: str, info: ValidationInfo) -> str:
+    """A service of which there may be copies."""
+    known = info.context.get("in_copies") if info.context else None
+    if known is None or name in known:
+        return name
+    if name.startswith("adapter-"):
+        raise mistake(
+            "there is one of each adapter", "leave it out: an adapter holds its devices' connections"
+        )
+    raise mistake(
+        f'no service "{name[:64]}" runs in copies', did_you_mean(name, known, f"these do: {', '.join(known)}")
+    )
+
+
+ServiceInCopies = Annotated[Slug, AfterValidator(_in_copies)]
+
+
 # ── The site ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -864,6 +887,16 @@ class Site(Model):
         ],
         BeforeValidator(_with_names),
     ] = Field(default={}, description="Settings of whole adapters, by name.")
+    copies: dict[ServiceInCopies, Annotated[int, Field(ge=1, le=MOST_COPIES)]] = Field(
+        default={},
+        description="How many copies of the correlator and of each publisher share the sensors, by the "
+        "service's name, as in {vms-publisher: 3}; by default one. Each copy is told its number, from 0, by "
+        "TOCSIN_COPY.",
+    )
+
+    def copies_of(self, service: str) -> int:
+        """How many copies of a service there are."""
+        return self.copies.get(service, 1)
 
     @cached_property
     def zone(self) -> ZoneInfo:

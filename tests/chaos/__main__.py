@@ -5,6 +5,9 @@ were acknowledged and the gateway has caught up, it is counted at the VMS and at
 and what came twice. Then a device of each further protocol reports over a link that is cut, to an
 adapter that is killed, and with noise between its messages. The last round is a store too small for
 what it must hold.
+
+With `--copies 3` there are so many correlators and publishers of each kind, and the rounds are those of
+`tests.chaos.copies`: single copies are killed, their number changes under load, and more.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos import protocols
+from tests.chaos import copies, protocols
 from tests.chaos.faults import FAULTS
 from tests.chaos.world import Count, World
 
@@ -27,11 +30,16 @@ _SECONDS = 6.0
 
 
 async def round_of(
-    world: World, faults: Sequence[str], reports: int, chance: random.Random, seconds: float = _SECONDS
+    world: World,
+    faults: Sequence[str],
+    reports: int,
+    chance: random.Random,
+    seconds: float = _SECONDS,
 ) -> tuple[float, float]:
     """One round: seconds until all devices were acknowledged, and until the gateway had caught up."""
     began = time.monotonic()
-    happening = (FAULTS[fault](world, chance) for fault in faults)
+    known = FAULTS if world.copies == 1 else copies.FAULTS
+    happening = (known[fault](world, chance) for fault in faults)
     await asyncio.gather(world.report(reports, seconds=seconds), *happening)
     acknowledged = time.monotonic() - began
     return acknowledged, await world.caught_up()
@@ -45,17 +53,22 @@ def problems(count: Count) -> list[str]:
     return found
 
 
-async def run(rounds: int, reports: int, seed: int, directory: Path, only: list[str]) -> int:
+async def run(
+    rounds: int | None, reports: int, seed: int, directory: Path, only: list[str], *, many: int = 1
+) -> int:
     chance = random.Random(seed)
-    names = [name for name in FAULTS if not only or any(part in name for part in only)]
-    print(f"{rounds} rounds of {reports} events, seed {seed}, in {directory}\n")
+    known = FAULTS if many == 1 else copies.FAULTS
+    names = [name for name in known if not only or any(part in name for part in only)]
+    rounds = len(known) if rounds is None else rounds
+    of_each = f", {many} copies of each" if many > 1 else ""
+    print(f"{rounds} rounds of {reports} events{of_each}, seed {seed}, in {directory}\n")
     print(
         f"{'':>3}  {'what goes wrong':<42} {'events':>7} {'at cameras':>10} {'lost':>5} {'twice':>5} "
         f"{'s':>6} {'+ s':>5}"
     )
     worst: list[str] = []
-    async with World(directory) as world:
-        if not world.clock_can_be_set:
+    async with World(directory, copies=many) as world:
+        if not world.clock_can_be_set and "clock set back an hour" in names:
             names.remove("clock set back an hour")
             print("the clock can't be set back: apt-get install faketime", file=sys.stderr)
         for number in range(rounds):
@@ -70,11 +83,12 @@ async def run(rounds: int, reports: int, seed: int, directory: Path, only: list[
             worst = problems(count)
             if worst:
                 break
-    if not worst and not only:
+    if not worst and not only and many == 1:
         worst += await protocols.run(directory / "protocols", reports=max(20, reports // 10), chance=chance)
-    full = await store_full(directory / "full")
-    print(f"\n{full[0]}")
-    worst += full[1]
+    if many == 1:
+        full = await store_full(directory / "full")
+        print(f"\n{full[0]}")
+        worst += full[1]
     print(
         f"\n{count.reports} events, due {count.expected} times at cameras: {len(count.lost)} lost, "
         f"{len(count.twice)} twice. Camio has {count.camio} for {count.doors} events of doors."
@@ -122,16 +136,19 @@ async def _is_full(service: object) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser("make chaos", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=len(FAULTS), help="default: each fault once")
+    parser.add_argument("--rounds", type=int, help="default: each fault once")
     parser.add_argument("--events", type=int, default=800, help="events in each round")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="for the same moments again")
     parser.add_argument(
         "--only", action="append", default=[], metavar="WORDS", help="only faults with these words"
     )
+    parser.add_argument("--copies", type=int, default=1, help="of the correlator and of each publisher")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep logs and stores there")
     args = parser.parse_args()
     directory = args.keep or Path(tempfile.mkdtemp(prefix="tocsin-chaos-"))
-    return asyncio.run(run(args.rounds, args.events, args.seed, directory.resolve(), args.only))
+    return asyncio.run(
+        run(args.rounds, args.events, args.seed, directory.resolve(), args.only, many=args.copies)
+    )
 
 
 if __name__ == "__main__":

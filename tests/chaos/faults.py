@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from services.stack import SERVICES
+from shared.copies import split
 from tests.chaos.world import World
 
 Fault = Callable[[World, random.Random], Awaitable[None]]
@@ -27,14 +28,15 @@ def killed(service: str) -> Fault:
     return act
 
 
-def killed_at(moment: str, service: str) -> Fault:
-    """The service kills itself at the worst moment (see `dying`), and is started again as it should be."""
+def killed_at(moment: str, service: str, most: int = 20) -> Fault:
+    """The service kills itself at the worst moment (see `dying`), one of the first `most`, and is started
+    again as it should be."""
 
     async def act(world: World, chance: random.Random) -> None:
         victim = world.stack.services[service]
         await victim.kill()
-        number = chance.randint(2, 20)
-        argv = [sys.executable, "-m", "tests.chaos.dying", moment, str(number), service]
+        number = chance.randint(2, most)
+        argv = [sys.executable, "-m", "tests.chaos.dying", moment, str(number), split(service)[0]]
         await victim.start(argv)
         for _ in range(600):
             if victim.returncode is not None:

@@ -13,8 +13,10 @@ from typing import Any, Self
 
 from services import rooms
 from services.broker import Broker, free_port
+from services.run import MAKERS
 from services.simulate import Speaker, speaker
 from services.stack import HOST, SERVICES, Stack
+from shared.copies import name_of
 from shared.events import Kind
 from shared.secrets import Secrets
 from shared.site import load
@@ -104,12 +106,16 @@ class Count:
 
 
 class World:
-    """Everything runs between `async with`. `report` makes devices report, `count` counts."""
+    """Everything runs between `async with`. `report` makes devices report, `count` counts. There are `copies`
+    of the correlator and of each publisher."""
 
-    def __init__(self, directory: Path, *, timeout: float = 2.0, store_bytes: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, timeout: float = 2.0, store_bytes: int | None = None, copies: int = 1
+    ) -> None:
         self._ports = {"dc09": free_port(), "webhook": free_port()}
         self._directory = directory
         self._timeout = timeout
+        self.copies = copies
         self.foreign = Broker(directory / "foreign")
         self._options: dict[str, dict[str, str]] = {}
         if store_bytes is not None:
@@ -138,6 +144,9 @@ class World:
     async def _start(self) -> None:
         await self._opened.enter_async_context(self.foreign)
         site = _site(self._ports, self.foreign.url, self._timeout)
+        if self.copies > 1:
+            site["copies"] = dict.fromkeys(MAKERS, self.copies)
+        further = [name_of(service, copy) for service in MAKERS for copy in range(1, self.copies)]
         names = [f"panel_{n}" for n in (1, 2)]
         keys = {name: secrets.token_hex(16) for name in names}
         keys |= {f"{what}_{n}": secrets.token_urlsafe(20) for what in ("door", "script") for n in range(2)}
@@ -155,7 +164,11 @@ class World:
             self._options[name] = {**self._options.get(name, {}), **environ}
         self.stack = await self._opened.enter_async_context(
             Stack(
-                self._directory, site, services=SERVICES, secrets={**keys, "camio": ""}, options=self._options
+                self._directory,
+                site,
+                services=(*SERVICES, *further),
+                secrets={**keys, "camio": ""},
+                options=self._options,
             )
         )
         all_rooms = rooms.names()
@@ -172,6 +185,11 @@ class World:
         self._cameras_of = {
             id_: tuple(ref.camera for ref in placed.sensor.cameras) for id_, placed in loaded.sensors.items()
         }
+
+    def declare(self, copies: int) -> None:
+        """Write another number of copies into the site file."""
+        self.stack.site["copies"] = dict.fromkeys(MAKERS, copies)
+        self.stack.write_site()
 
     def set_clock(self, seconds: int) -> None:
         """How far the services' clock is off."""

@@ -330,7 +330,7 @@ async def test_dead_letters_replayed_under_load_all_arrive(world: World) -> None
             fresh.append(event())
             tell(world, fresh[-1], cameras=cameras)
             await asyncio.sleep(0)
-        assert world.hub.of("answers")[0].json() == {"replayed": 40}
+        assert world.hub.of("answers")[0].json() == {"replayed": 40, "service": "vms-publisher"}
         await until(lambda: part.outstanding == 0)
         assert part.dead == 0
     for lane in cameras:
