@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from services import schemas
 from services.broker import free_port
 from services.stack import http_get
 from shared import metrics, service
@@ -39,6 +40,13 @@ devices:
 def value(name: str, **labels: str) -> float | None:
     found: float | None = metrics.REGISTRY.get_sample_value(name, labels)
     return found
+
+
+def test_every_metric_is_documented_once() -> None:
+    """docs/metrics.md is made from `EXPORTED`; that each service has these, tests/observability sees."""
+    documented = [metric for its in schemas.EXPORTED.values() for metric in its]
+    defined = [one for one in vars(metrics).values() if isinstance(one, metrics.Metric)]
+    assert sorted(map(schemas.name_of, documented)) == sorted(map(schemas.name_of, defined))
 
 
 class Idle(Adapter):
