@@ -17,7 +17,7 @@ from shared.custody import OUTBOX_SCHEMA, SEEN_SCHEMA, Entry, Receipts, Seen, Se
 from shared.custody import _Flight as Flight
 from shared.events import Receipt
 from shared.store import Store, StoreFull
-from tests.gateway import TOPICS, Hub, Sent, leave, until
+from tests.gateway import TOPICS, Hub, Sent, event, leave, until
 
 ME = "adapter-test"
 REPLY = TOPICS.custody(ME)
@@ -33,14 +33,16 @@ class Adapter:
         self.store = Store(folder / "outbox.db", OUTBOX_SCHEMA)
         self.sender = Sender(self.bus, self.store, TOPICS, ME, windows=windows)
 
-    async def put(self, *ids: str, lane: int = REST, window: float | None = None) -> list[bool]:
+    async def put(
+        self, *ids: str, lane: int = REST, window: float | None = None, body: bytes = b"{}"
+    ) -> list[bool]:
         entries = [
             Entry(
                 key=id_.encode(),
                 id=id_,
                 lane=lane,
                 topic=TOPICS.event("smoke", "kitchen"),
-                body=b"{}",
+                body=body,
                 seq=self.sender.next_sequence(),
                 window=window,
             )
@@ -515,3 +517,39 @@ async def test_a_receipt_is_never_too_large_for_the_broker() -> None:
         receipts.add("custody/a", BOTH, str(uuid.uuid4()))
     receipts.send()
     assert [len(each.json()["ids"]) for each in hub.sent] == [500, 500, 100]
+
+
+async def test_the_oldest_is_known_whether_in_flight_or_parked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(custody, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(custody, "_STALLED", 0.05)
+    old, older, young = event(age=300), event(age=900), event()
+    async with adapter(tmp_path) as made:
+        assert made.sender.oldest is None
+        await made.put("old", body=old.to_bytes())
+        await until(lambda: made.sender.oldest == old.recordedtime)
+        await made.put("older", lane=LIFE_SAFETY, body=older.to_bytes())
+        await until(lambda: made.sender.oldest == older.recordedtime)
+        made.receipt("older")
+        await until(lambda: made.sender.oldest == old.recordedtime)
+        made.receipt("old", by="vms", of=("vms", "camio"))
+        await until(lambda: made.sender._parked == 1)
+        await made.put("young", body=young.to_bytes())
+        await asyncio.sleep(0.05)
+        assert made.sender.oldest == old.recordedtime
+        made.receipt("young")
+
+        def let_go() -> bool:
+            made.receipt("old")  # heard while it is being tried again
+            return made.sender.outstanding == 0 and made.sender.oldest is None
+
+        await until(let_go)
+
+
+async def test_the_oldest_is_known_after_a_restart(tmp_path: Path) -> None:
+    old = event(age=300)
+    async with adapter(tmp_path) as made:
+        await made.put("old", body=old.to_bytes())
+    async with adapter(tmp_path) as again:
+        await until(lambda: again.sender.oldest == old.recordedtime)

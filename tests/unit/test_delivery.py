@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from shared import metrics
 from shared.delivery import Job, NotAllowed, Publisher, Refused, Retry, Target, Uncertain
 from shared.delivery.publisher import _Task as Task
 from shared.events import Event, SeenBy, Sighting
@@ -382,3 +383,41 @@ async def test_more_and_fewer_workers_take_effect_while_it_runs(world: World) ->
         await asyncio.sleep(0.2)
         assert target.under_way == 2
         target.gate.set()
+
+
+async def test_it_shows_what_is_held_up_and_since_when(world: World) -> None:
+    def shown(name: str, **labels: str) -> float:
+        part.refresh()
+        found = metrics.REGISTRY.get_sample_value(f"tocsin_{name}", labels)
+        assert found is not None
+        return found
+
+    def oldest() -> float:
+        return shown("custody_oldest_seconds", service="vms-publisher")
+
+    target = Told()
+    refusing = {"lobby": NotAllowed("401"), "dock": Retry("503")}
+
+    def answer(lane: str, _: Event) -> None:
+        if lane in refusing:
+            raise refusing[lane]
+
+    target.answer = answer
+    async with publisher(world, target) as part:
+        assert oldest() == 0
+        assert shown("deliveries_total", target="vms", outcome="dead_letter") >= 0
+        for outcome in ("retry", "uncertain", "not_allowed"):
+            assert shown("attempts_total", target="vms", outcome=outcome) >= 0
+        tell(world, event(age=3600), cameras=("lobby", "yard"))
+        tell(world, event(age=60), cameras=("dock",))
+        await until(lambda: shown("lanes_held_up", target="vms") == 2)
+        assert shown("lanes_paused", target="vms") == 1
+        assert 3600 <= oldest() < 3660
+        del refusing["lobby"]
+        target.secret = "two"
+        world.secrets_changed()
+        await until(lambda: shown("lanes_held_up", target="vms") == 1)
+        assert 60 <= oldest() < 120
+        del refusing["dock"]
+        await until(lambda: shown("custody_outstanding", service="vms-publisher") == 0)
+        assert shown("lanes_held_up", target="vms") == oldest() == 0

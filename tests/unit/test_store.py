@@ -202,12 +202,15 @@ async def test_a_full_disk_takes_nothing_and_is_tried_again(
 ) -> None:
     monkeypatch.setattr("shared.store._TRY_AGAIN", 0.05)
     told: list[bool] = []
+    failed: list[int] = []
     async with opened(tmp_path) as store:
         store.on_full = told.append
+        store.on_failure = lambda: failed.append(1)
         await full_disk(store, True)
         with pytest.raises(StoreFull):
             await store.submit(fill, 500_000)
         assert told == [True]
+        assert failed
         await full_disk(store, False)
         # Nobody submits anything while it is full, and yet it comes back.
         await until(lambda: told == [True, False])

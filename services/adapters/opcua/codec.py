@@ -157,6 +157,7 @@ class Reader:
 
     def data(self, node: str, value: Value, result: Result) -> None:
         """Adds to `result` what a variable's new value means."""
+        result.overflow |= value.overflow
         for use in self.uses.get(node, ()):
             if use.point is None:
                 self._last[use.sensor, use.detail] = "" if value.bad else text_of(value.value)
@@ -228,7 +229,6 @@ class Reader:
         said = {"value": text_of(value.value), "status": value.status_name}
         if value.overflow:
             said["overflow"] = "true"
-            result.overflow = True
         clean: dict[str, str] = {}
         flatten(details | said, clean)
         result.reports.append(

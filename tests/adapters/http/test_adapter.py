@@ -207,6 +207,7 @@ async def test_a_cursor_that_the_device_has_forgotten(profile: str) -> None:
             async with running(Adapter, gateway):
                 await until(lambda: len(gateway.reports) == 3)
                 assert [reason for reason, _ in gateway.rejections] == ["cursor_lost"]
+                assert len(gateway.gaps) == 1
                 await asyncio.wait_for(simulator.send("door", UNLOCKED, "m-4"), 10)
                 await until(lambda: len(gateway.reports) == 4)
         assert markers(gateway) == ["m-1", "m-2", "m-3", "m-4"]

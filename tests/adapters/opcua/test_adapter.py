@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from asyncua import ua
 
+from services.adapters.opcua import client, codec
 from services.adapters.opcua.adapter import Adapter
 from services.adapters.opcua.simulator import Simulator
 from services.broker import free_port
@@ -185,6 +188,19 @@ async def test_a_bad_value_is_a_failed_sensor(bms: Simulator) -> None:
     ]
     assert said.reports[0].details["status"] == "BadDeviceFailure"
     assert ("level", {"online": False}) in said.states
+
+
+async def test_what_the_servers_queue_lost_is_told(bms: Simulator) -> None:
+    lossy: Any = ua.StatusCode
+    async with house(bms) as said:
+        assert bms._server is not None
+        spaces = await bms._server.get_namespace_array()
+        node = client.node_id(codec.resolved("ns=2;s=Level", spaces))
+        value = ua.DataValue(ua.Variant(3.0, ua.VariantType.Double), lossy(0x0480))
+        await bms._server.write_attribute_value(node, value)
+        await until(lambda: said.gaps)
+    assert said.gaps == ["bms"]
+    assert [reason for reason, _ in said.rejections] == ["overflow"]
 
 
 async def test_a_node_that_is_not_there_costs_only_itself(bms: Simulator) -> None:

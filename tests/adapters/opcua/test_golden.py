@@ -76,6 +76,14 @@ def test_case(path: Path) -> None:
     golden.check(case, read)
 
 
+def test_a_queue_that_ran_over_is_noticed() -> None:
+    case = {"device": {"sensors": {"one": {"type": "smoke", "nodes": "ns=1;s=One"}}}}
+    made = reader(case, golden.Remembered({}))
+    assert play(made, {"node": "ns=1;s=One", "value": False, "status": 0x0480}, "1").overflow
+    assert not play(made, {"node": "ns=1;s=One", "value": False, "status": 0}, "2").overflow
+    assert play(made, {"event": {"event_type": "i=3035"}}, "3").overflow
+
+
 def test_an_array_of_nothing_is_refused_at_once() -> None:
     """A Variant of type 0 (Null) with the array bit and a length of 2^31 - 1 (OPC 10000-6, 5.2.2.16)."""
     with pytest.raises(UaError):

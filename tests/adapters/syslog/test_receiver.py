@@ -373,6 +373,7 @@ async def test_datagrams_wait_in_the_socket_and_what_is_lost_is_told() -> None:
     lost = [about for reason, about in house.rejections if reason == "udp_lost"]
     missing = 3002 - len(house.reports)
     assert missing > 0
+    assert len(house.gaps) == len(lost)
     assert sum(int(str(about["message"]).split(maxsplit=1)[0]) for about in lost) == missing
 
 
