@@ -16,8 +16,18 @@ from services.correlator.service import Correlator
 from services.watch import Console, Story
 from shared import copies as sharing
 from shared.copies import Claim, Share, name_of, number, owner, split
-from shared.delivery import Publisher, Retry, publisher
-from shared.events import Delivery, DeliveryData, Event, Kind, Outcome, SensorType, Sighting, utcnow
+from shared.delivery import Job, Publisher, Retry, publisher
+from shared.events import (
+    Delivery,
+    DeliveryData,
+    Event,
+    Kind,
+    Outcome,
+    Receipt,
+    SensorType,
+    Sighting,
+    utcnow,
+)
 from shared.service import Runtime
 from shared.site import SiteError
 from tests.gateway import TOPICS, Sent, World, event, receipted, running, sent, sighting, site_of, until
@@ -311,7 +321,7 @@ class Vms(Told):
         self.blind = False
         """Its search finds nothing, as of a target that has none."""
 
-    async def find(self, lane: str, job: publisher.Job) -> str | None:
+    async def find(self, lane: str, job: Job) -> str | None:
         if self.down:
             raise Retry("away", after=0.05)
         found = await super().find(lane, job)
@@ -489,6 +499,28 @@ async def test_two_correlators_of_different_minds_do_not_make_two_of_one(tmp_pat
             await until(lambda: here.vms.ids() == [one.id])  # noqa: B023
             await still(lambda: here.vms.ids() == [one.id], 0.5)  # noqa: B023
             assert here.receipts(one.id) >= 1
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_objection_may_come_before_the_sighting(tmp_path: Path) -> None:
+    async with Copies(tmp_path, 2).running(2) as here:
+        here.declare(3)
+        one = motion(of_copy(2, 3, 2))
+        receipt = Receipt(by=VMS, of=("vms",), ids=(one.id,)).to_bytes()
+        here.world.hub.publish(Sent(TOPICS.custody(name_of(VMS, 2)), receipt))
+        here.tell(one, 2)
+        await still(lambda: here.vms.calls == [] and not here.receipts(one.id), 0.5)
+        # It says so once; who had it may be gone when it comes again.
+        here.tell(one, 2, again=True)
+        await until(lambda: here.calls(one.id) == ["find", "deliver"])
+
+
+@pytest.mark.parametrize("payload", [b"", b"[]", b"\xff", b'{"by": "vms"}'])
+async def test_an_objection_that_cannot_be_read_does_no_harm(payload: bytes, tmp_path: Path) -> None:
+    async with Copies(tmp_path, 2).running(1) as here:
+        here.world.hub.publish(Sent(TOPICS.custody(name_of(VMS, 1)), payload))
+        here.tell(one := motion(of_copy(1, 2)), 1)
+        await until(lambda: here.receipts(one.id))
 
 
 @pytest.mark.usefixtures("quick")
