@@ -189,6 +189,8 @@ class _Flight:
     overtaken: int = 0
     again: bool = False
     """It may have been published before."""
+    probe: bool = False
+    """It was taken out of its turn, to try the way for others."""
 
 
 @dataclass(slots=True)
@@ -202,6 +204,11 @@ class _Lane:
     """The highest sequence number that is on disk."""
     inherited: int = 0
     """Up to this sequence number an earlier run may have published it."""
+    probed: set[int] = field(default_factory=set)
+    """What was taken out of its turn, beyond `loaded`."""
+    probed_to: int = 0
+    opened: float = 0.0
+    """When something out of its turn was receipted, while nothing else was."""
     loading: bool = False
 
 
@@ -215,6 +222,7 @@ _PARTIAL_MOST = 2000
 _PARKED_CHUNK = 64
 _PARKED_PAUSES = (1.0, 60.0)
 _LOOK_EVERY = 5.0
+_PROBES, _PROBED_ROWS = 16, 1000
 
 
 class Sender:
@@ -385,6 +393,8 @@ class Sender:
                 continue
             self._overtaking = max(self._overtaking, flight.sent)
             flight.got.add(receipt.by)
+            if flight.probe:
+                self._lanes[flight.lane].opened = now
             if needed <= flight.got:
                 self.handed_over(now - flight.sent)
                 done.append((flight.lane, flight.seq))
@@ -451,9 +461,12 @@ class Sender:
         finally:
             lane.loading = False
         for seq, id_, topic, body in rows:
+            lane.loaded = seq
+            if seq in lane.probed:
+                lane.probed.discard(seq)
+                continue
             again = seq <= lane.inherited
             self._fly(lane, _Flight(seq, id_, lane.number, topic, body, again=again))
-            lane.loaded = seq
         if len(rows) < room:
             lane.loaded = max(lane.loaded, newest)
         self._load(lane)
@@ -486,6 +499,7 @@ class Sender:
                 for lane in self._lanes:
                     if lane.flying:
                         self._send(next(iter(lane.flying.values())))
+                        await self._probe(lane)
             for flight in flying:
                 patience = _PATIENCE[min(flight.tries, len(_PATIENCE) - 1)]
                 overtaken = _OVERTAKEN * 2 ** min(flight.overtaken, _OVERTAKEN_DOUBLES)
@@ -496,13 +510,51 @@ class Sender:
                     flight.tries += 1
                     self._send(flight)
             for lane in self._lanes:
-                self._make_room(lane)
+                self._make_room(lane, now)
 
-    def _make_room(self, lane: _Lane) -> None:
-        """Park what nobody takes while others are taken, if more waits on disk and finds no room."""
-        if lane.loaded >= lane.newest or len(lane.flying) <= lane.window // 2:
+    async def _probe(self, lane: _Lane) -> None:
+        """All that is in flight may be for one copy that is away, so that nothing of any other's comes to
+        be sent. Have an event of another sensor try the way, if the next ones on disk have one."""
+        lane.probed = {seq for seq in lane.probed if seq > lane.loaded}
+        if not self._is_crowded(lane) or len(lane.probed) >= _PROBES:
+            return
+        after = max(lane.loaded, lane.probed_to)
+        topics = {flight.topic for flight in lane.flying.values()}
+
+        def query(connection: sqlite3.Connection) -> tuple[tuple[int, str, str, bytes] | None, int]:
+            rows = connection.execute(
+                f"SELECT seq, id, topic FROM outbox{lane.number} "  # noqa: S608
+                "WHERE seq > ? AND got IS NULL ORDER BY seq LIMIT ?",
+                (after, _PROBED_ROWS),
+            ).fetchall()
+            found = next((row for row in rows if row[2] not in topics), None)
+            if found is None:
+                return None, rows[-1][0] if rows else 0
+            (body,) = connection.execute(
+                f"SELECT body FROM outbox{lane.number} WHERE seq = ?",  # noqa: S608
+                found[:1],
+            ).fetchone()
+            return (*found, body), found[0]
+
+        row, lane.probed_to = await self._store.read(query)
+        if row is not None and row[0] > lane.loaded:
+            seq, id_, topic, body = row
+            lane.probed.add(seq)
+            again = seq <= lane.inherited
+            self._fly(lane, _Flight(seq, id_, lane.number, topic, body, again=again, probe=True))
+
+    def _is_crowded(self, lane: _Lane) -> bool:
+        """Whether more waits on disk and finds no room."""
+        return lane.loaded < lane.newest and len(lane.flying) > lane.window // 2
+
+    def _make_room(self, lane: _Lane, now: float) -> None:
+        """Park what nobody takes while others are taken, if they find no room."""
+        if not self._is_crowded(lane):
             return
         left = [f for f in lane.flying.values() if f.overtaken >= _OVERTAKEN_DOUBLES]
+        if lane.opened and now - lane.opened > _CANARY:
+            left = [f for f in lane.flying.values() if f.sent <= lane.opened + _TICK]
+            lane.opened = 0.0
         if left:
             for flight in left:
                 self._partial[flight.id] = lane.flying.pop(flight.id)

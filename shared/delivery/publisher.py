@@ -119,6 +119,11 @@ _Doubtful = dict[tuple[str, int], tuple[Sighting, str | None, Claim]]
 """By the event's id and the copy that is to take it."""
 
 
+def _bound(kept: dict[str, Any]) -> None:
+    while len(kept) > _MOST_DOUBTFUL:
+        del kept[next(iter(kept))]
+
+
 class Publisher(Part):
     """Delivers sightings to one target."""
 
@@ -150,6 +155,8 @@ class Publisher(Part):
         self._doubtful: _Doubtful = {}
         self._unknown: dict[str, tuple[Sighting, str | None, asyncio.TimerHandle]] = {}
         """What will be taken unless another copy objects."""
+        self._objected: dict[str, None] = {}
+        """What another copy objected to before it was looked into here."""
         self._elsewhere: dict[str, int] = {}
         """What another copy was told to take, of sensors that are this one's."""
         self._stopping = False
@@ -226,19 +233,32 @@ class Publisher(Part):
                 self._owe(reply, sighting.data.targets, id_)
                 if taker != self.runtime.copy:
                     objections.setdefault(taker, []).append(id_)
-            elif claim is Claim.OTHERS or claim is Claim.LOST or id_ in self._unknown:
+            elif claim is Claim.OTHERS or claim is Claim.LOST:
                 continue
             elif taker != self.runtime.copy:
-                self._elsewhere[id_] = taker  # it may come with another stamp, for this copy
+                self._note_elsewhere(id_, taker)
+            elif id_ in self._unknown:
+                continue
+            elif id_ in self._objected:
+                del self._objected[id_]
             elif claim is Claim.MINE and not self._is_unsettled(sighting):
                 self._take(sighting, reply, doubted=True)
+            elif self._elsewhere.get(id_, self.runtime.copy) < self.runtime.copy:
+                del self._elsewhere[id_]  # left to that one, this time
             else:
                 wait = asyncio.get_running_loop().call_later(_OBJECTION, self._take_unknown, id_)
                 self._unknown[id_] = (sighting, reply, wait)
         for taker, ids in objections.items():
             self._object(taker, ids)
-        while len(self._elsewhere) > _MOST_DOUBTFUL:
-            del self._elsewhere[next(iter(self._elsewhere))]
+        _bound(self._elsewhere)
+
+    def _note_elsewhere(self, id_: str, taker: int) -> None:
+        """An event of a sensor of this copy's was given to another one, and may be given to this one too. If
+        both wait whether somebody objects, the first of them takes it."""
+        if id_ not in self._unknown:
+            self._elsewhere[id_] = taker
+        elif taker < self.runtime.copy:
+            self._unknown.pop(id_)[2].cancel()
 
     def _object(self, taker: int, ids: Sequence[str]) -> None:
         """Tell another copy that events are this one's already."""
@@ -258,6 +278,9 @@ class Publisher(Part):
         for id_ in receipt.ids:
             if (found := self._unknown.pop(id_, None)) is not None:
                 found[2].cancel()
+            else:
+                self._objected[id_] = None
+        _bound(self._objected)
 
     def _take_unknown(self, id_: str) -> None:
         sighting, reply, _ = self._unknown.pop(id_)
@@ -269,6 +292,7 @@ class Publisher(Part):
         for _, _, wait in self._unknown.values():
             wait.cancel()
         self._unknown.clear()
+        self._objected.clear()
         self._elsewhere.clear()
         self._doubtful.clear()
 

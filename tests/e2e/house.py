@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import urlencode
 
@@ -22,6 +23,7 @@ from services.broker import Broker, Security, free_port
 from services.broker_acl import acl
 from services.stack import HOST, SERVICES, Process, Stack
 from shared.camera_token import decode
+from shared.copies import name_of
 from tests.peers import clean_environment
 
 DOOR = "40000000-0000-0000-0000-000000000001"
@@ -187,9 +189,10 @@ class Listener:
 
 
 class House:
-    """Everything runs between `async with`."""
+    """Everything runs between `async with`. `copies` says of which services there are several."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, copies: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.copies = copies
         self.directory = directory
         self.ports = {"dc09": free_port(), "webhook": free_port()}
         self.passwords = {
@@ -204,7 +207,7 @@ class House:
         }
         users = {**dict.fromkeys(SERVICES, self.passwords["mqtt"])}
         users |= {name: self.passwords[name] for name in ("operator", "reader")}
-        self._security = Security(acl("hq", SERVICES), passwords=users)
+        self._security = Security(acl("hq", SERVICES, in_copies=copies), passwords=users)
         open_to_it = Security("user gateway\ntopic readwrite #\n", {"gateway": self.passwords["foreign"]})
         self.foreign = Broker(directory / "foreign", security=open_to_it)
         self.stack: Stack
@@ -216,10 +219,11 @@ class House:
         await self._opened.__aenter__()
         try:
             await self._opened.enter_async_context(self.foreign)
+            further = [name_of(name, copy) for name, many in self.copies.items() for copy in range(1, many)]
             self.stack = Stack(
                 self.directory,
-                site(self.ports, self.foreign.url),
-                services=SERVICES,
+                {**site(self.ports, self.foreign.url), "copies": dict(self.copies)},
+                services=(*SERVICES, *further),
                 secrets={**self.secrets, "camio": ""},
                 options={name: {"TOCSIN_MQTT_USERNAME": name} for name in SERVICES},
                 security=self._security,

@@ -21,6 +21,11 @@ ROUNDS = (
     ("everything killed at once",),
     ("services stopped in good order",),
 )
+ROUNDS_OF_COPIES = (
+    ("two correlators killed", "publisher killed between POST and record"),
+    ("a copy of each killed", "VMS takes and drops connections"),
+    ("shrunk and grown under load",),
+)
 
 
 @pytest.mark.timeout(300)
@@ -36,6 +41,17 @@ async def test_nothing_is_lost_and_nothing_comes_twice(tmp_path: Path) -> None:
             assert problems(count) == [], faults
     assert count.reports == EVENTS * len(ROUNDS)
     assert count.expected > count.reports
+
+
+@pytest.mark.timeout(300)
+async def test_three_copies_of_each_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    peers.require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
+    chance = random.Random(SEED)
+    async with World(tmp_path, copies=3) as world:
+        for faults in ROUNDS_OF_COPIES:
+            acknowledged, caught_up = await round_of(world, faults, EVENTS, chance, seconds=2)
+            print(f"{' and '.join(faults)}: acknowledged after {acknowledged:.1f} s, then {caught_up:.1f} s")
+            assert problems(await world.count()) == [], faults
 
 
 @pytest.mark.timeout(300)

@@ -159,6 +159,45 @@ async def test_what_must_never_be_writable(guarded: Broker, identity: str, forbi
         assert await try_to_write(connection, forbidden) == set()
 
 
+def test_each_copy_of_a_service_has_its_topics_and_no_other_service_has() -> None:
+    rules = acl("hq", SERVICES, in_copies={"vms-publisher": 3})
+    of = {block.split("\n", 1)[0].removeprefix("user "): block for block in rules.split("\n\n")[1:]}
+    for copy in ("vms-publisher", "vms-publisher-1", "vms-publisher-2"):
+        assert f"topic write {HQ.service(copy)}\n" in of["vms-publisher"]
+        assert f"topic read {HQ.custody(copy)}\n" in of["vms-publisher"]
+        assert f"topic read {HQ.command(copy, '#')}\n" in of["vms-publisher"]
+    assert of["vms-publisher"].count("topic read tocsin/v1/hq/sightings/#") == 1
+    assert "vms-publisher-3" not in rules
+    assert not [user for user, block in of.items() if user != "vms-publisher" and "vms-publisher" in block]
+    assert "-1" not in acl("hq", SERVICES)
+
+
+def test_the_acl_of_a_site_file_knows_its_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("site: hq\ncopies: {correlator: 2}\n")
+    assert main([str(site)]) == 0
+    printed = capsys.readouterr().out
+    assert printed == acl("hq", known_services(), in_copies={"correlator": 2})
+    assert f"topic read {HQ.custody('correlator-1')}\n" in printed
+    site.write_text("site: hq\ncopies: {corelator: 2}\n")
+    with pytest.raises(SystemExit):
+        main([str(site)])
+    assert 'did you mean "correlator"?' in capsys.readouterr().err
+
+
+async def test_a_copy_may_write_and_read_its_own_topics(tmp_path: Path) -> None:
+    require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
+    rules = acl("hq", SERVICES, in_copies={"vms-publisher": 2})
+    security = Security(rules, passwords={"vms-publisher": "secret"})
+    own = [HQ.service("vms-publisher"), HQ.service("vms-publisher-1")]
+    others = [HQ.service("vms-publisher-2"), HQ.service("correlator"), HQ.sighting("smoke", "kitchen")]
+    async with (
+        Broker(tmp_path / "broker", security=security) as broker,
+        client(broker.port, username="vms-publisher", password="secret") as copy,
+    ):
+        assert await try_to_write(copy, [*own, *others]) == set(own)
+
+
 async def lets_in(
     port: int,
     context: ssl.SSLContext | None = None,

@@ -34,14 +34,19 @@ class Adapter:
         self.sender = Sender(self.bus, self.store, TOPICS, ME, windows=windows)
 
     async def put(
-        self, *ids: str, lane: int = REST, window: float | None = None, body: bytes = b"{}"
+        self,
+        *ids: str,
+        lane: int = REST,
+        window: float | None = None,
+        body: bytes = b"{}",
+        sensor: Callable[[str], str] = lambda id_: "kitchen",
     ) -> list[bool]:
         entries = [
             Entry(
                 key=id_.encode(),
                 id=id_,
                 lane=lane,
-                topic=TOPICS.event("smoke", "kitchen"),
+                topic=TOPICS.event("smoke", sensor(id_)),
                 body=body,
                 seq=self.sender.next_sequence(),
                 window=window,
@@ -263,6 +268,46 @@ async def test_after_a_start_what_was_left_goes_first(tmp_path: Path) -> None:
         assert here.sender.next_sequence() > 41
 
 
+def marks(of: Adapter, id_: str) -> list[bool]:
+    """Of each publication, whether it said that there may have been one before."""
+    return [one.again for one in of.hub.of(TOPICS.event("+", "+")) if one.correlation == id_.encode()]
+
+
+async def test_what_may_have_been_published_before_says_so(tmp_path: Path) -> None:
+    async with adapter(tmp_path, windows=(4, 8)) as here:
+        await here.put(*ids(20))
+        await until(lambda: len(marks(here, "e00000")) >= 3)
+        assert marks(here, "e00000")[:3] == [False, True, True]
+        assert marks(here, "e00009") == []
+    async with adapter(tmp_path, windows=(4, 8)) as here:
+        # An earlier run may have sent any of them.
+        taker(here)
+        await here.put("new")
+        await until(lambda: here.sender.outstanding == 0)
+        assert marks(here, "e00000")[0] is marks(here, "e00009")[0] is True
+        assert marks(here, "new") == [False]
+
+
+async def test_what_never_left_does_not_say_so(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        here.bus.connected = False
+        await here.put("a")
+        await asyncio.sleep(0.3)
+        here.bus.connected = True
+        assert marks(here, "a") == [False]
+
+
+async def test_what_is_parked_says_so(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        taker(here, "vms", ("vms", "camio"))
+        await here.put("a")
+        await on_disk(here, ["vms"])
+        taker(here, "camio", ("vms", "camio"))
+        await until(lambda: here.sender.outstanding == 0)
+        assert marks(here, "a")[0] is False
+        assert all(marks(here, "a")[1:])
+
+
 @pytest.mark.parametrize("payload", [b"", b"[]", b"\xff", b'{"by": "vms"}', b'{"by":1,"of":[],"ids":[]}'])
 async def test_a_receipt_that_cannot_be_read_does_no_harm(payload: bytes, tmp_path: Path) -> None:
     async with adapter(tmp_path) as here:
@@ -347,6 +392,30 @@ async def test_one_who_is_away_holds_up_nobody_else(tmp_path: Path) -> None:
         camio = taker(here, "camio", BOTH)
         await until(lambda: here.sender.outstanding == 0)
         assert set(camio) == set(ids(600))
+        await on_disk(here, [])
+
+
+async def test_a_copy_that_is_away_holds_up_no_other(tmp_path: Path) -> None:
+    """Every third sensor is one of a copy that is away: nobody takes its events, and the others go on."""
+    away = True
+
+    def sensor(id_: str) -> str:
+        return f"s-{int(id_[1:]) % 12}"
+
+    def takes(id_: str) -> bool:
+        return not away or int(id_[1:]) % 3 != 0
+
+    async with adapter(tmp_path, windows=(8, 64)) as here:
+        taken = taker(here, takes=takes)
+        made = ids(900)
+        for start in range(0, 900, 50):
+            await here.put(*made[start : start + 50], sensor=sensor)
+        await until(lambda: len(dict.fromkeys(taken)) == 600)
+        assert here.sender.outstanding == 300
+        assert _flights() <= 2 * 64 + 8
+        away = False
+        await until(lambda: here.sender.outstanding == 0)
+        assert set(taken) == set(made)
         await on_disk(here, [])
 
 
