@@ -1,7 +1,7 @@
 """Writes the alert rules as the Prometheus Operator wants them: `python -m scripts.prometheus_rule`.
 
-Kustomize cannot put a plain rule file into an object, so k8s/components/monitoring/rules.yaml is made
-of observability/alerts.yml, which stays the one source.
+Kustomize cannot put a plain rule file into an object, so rules.yaml is made of
+observability/alerts.yml, which stays the one source.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ALERTS = ROOT / "observability" / "alerts.yml"
-RULES = ROOT / "k8s" / "components" / "monitoring" / "rules.yaml"
+RULES = ROOT / "k8s" / "components" / "monitoring" / "rules" / "rules.yaml"
 
 _HEAD = """\
 # Made of observability/alerts.yml by `python -m scripts.prometheus_rule`.

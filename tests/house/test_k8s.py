@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts import emqx_acl
 from scripts.prometheus_rule import ALERTS, RULES, rule
 from scripts.services import adapters, services
 from services import rooms
 from services.broker_acl import acl
 from shared import __version__
+from shared.settings import Settings
 from shared.site import Site
 from shared.site.checking import load
 from tests.k8s import (
@@ -553,6 +556,13 @@ def test_an_overlay_has_the_version_of_this_tree() -> None:
         assert yaml.safe_load(path.read_text())["data"]["version"] == __version__, path
 
 
+def test_only_settings_that_exist_are_set(objects: list[Object]) -> None:
+    known = {f"TOCSIN_{field.name.upper()}" for field in fields(Settings)} | {"TOCSIN_COPY"}
+    for name, workload in workloads(objects):
+        variables = {v["name"] for c in containers(workload) for v in c.get("env", [])}
+        assert {v for v in variables if v.startswith("TOCSIN_")} <= known, name
+
+
 def test_installation_is_not_made_in_the_cluster(objects: list[Object]) -> None:
     assert not [o for o in objects if o["metadata"]["name"] == "installation"]
 
@@ -583,7 +593,10 @@ def test_there_are_as_many_pods_as_copies(site: str) -> None:
 
 def test_sites_of_a_fleet_share_nothing() -> None:
     objects = [o for o in built("overlays/fleet") if o["kind"] != "Namespace"]
-    assert {o["metadata"]["namespace"] for o in objects} == {"tocsin-hq", "tocsin-depot"}
+    own = {o["metadata"]["namespace"] for o in objects if o["kind"] != "PrometheusRule"}
+    assert own == {"tocsin-hq", "tocsin-depot"}
+    rules = [(o["metadata"]["namespace"], o["metadata"]["name"]) for o in of_kind(objects, "PrometheusRule")]
+    assert sorted(rules) == [("monitoring", "copies"), ("monitoring", "tocsin")], "once, or alerts come twice"
     assert not [o for o in objects if o["metadata"]["name"].startswith("mosquitto")]
     for _, workload in workloads(objects):
         env = {v["name"]: v for v in pod(workload)["containers"][0]["env"]}
@@ -620,6 +633,19 @@ def test_mosquittos_files_are_where_its_configuration_says(everything: list[Obje
     [generated] = [o for o in of_kind(everything, "ConfigMap") if "mosquitto.conf" in o["data"]]
     assert generated["data"]["mosquitto.conf"] == conf
     assert labels(mosquitto)["app.kubernetes.io/component"] == "broker"
+
+
+def test_an_mqtt_cluster_has_the_rules_of_mosquitto() -> None:
+    """As many, of the same users and topics, each with its site's namespace; and nothing is passed over."""
+    grants = acl("hq", ["adapter-dc09", "correlator"]).splitlines()
+    made = list(emqx_acl.rules(grants, "tocsin-hq"))
+    assert len(made) == sum(line.startswith("topic ") for line in grants)
+    assert '{allow, {username, "tocsin-hq.adapter-dc09"}, publish, ["tocsin/v1/hq/events/#"]}.' in made
+    assert '{allow, {username, "tocsin-hq.correlator"}, subscribe, ["tocsin/v1/hq/events/#"]}.' in made
+    with pytest.raises(ValueError, match=r"line 2 .*pattern"):
+        list(emqx_acl.rules(["user a", "pattern read %u/#"], "tocsin-hq"))
+    with pytest.raises(ValueError, match="line 1"):
+        list(emqx_acl.rules(["topic read for/everybody"], "tocsin-hq"))
 
 
 # ── Alerts ───────────────────────────────────────────────────────────────────────────────────────
@@ -674,7 +700,7 @@ tests:
 def test_what_the_autoscalers_look_at(tmp_path: Path) -> None:
     """A backlog counts where a copy is at its processor's limit, not where a target holds it up."""
     promtool = program("promtool", "apt-get install prometheus")
-    rules = yaml.safe_load((K8S / "overlays/fleet/site/copies.yaml").read_text())["spec"]
+    rules = yaml.safe_load((K8S / "overlays/fleet/rules/copies.yaml").read_text())["spec"]
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
     (tmp_path / "tests.yaml").write_text(COPIES)
     done = subprocess.run(
