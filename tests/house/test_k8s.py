@@ -50,6 +50,9 @@ from tests.k8s import (
 )
 from tests.peers import program
 
+# What is compared with comes from registries at first use.
+pytestmark = pytest.mark.timeout(600)
+
 SERVICES = {service.name for service in services()}
 OVERLAYS = ("edge", "site", "fleet")
 FILLED_IN = ("overlays/edge", "overlays/site", "overlays/fleet/sites/hq", "overlays/fleet/sites/depot")
