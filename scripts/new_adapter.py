@@ -1,8 +1,8 @@
 """Makes a room for a new protocol: `make adapter NAME=osdp`.
 
 It lays out services/adapters/osdp and tests/adapters/osdp from scripts/templates, and enters the
-adapter where it must be listed: an extra in pyproject.toml, a service in compose.yaml, an object in
-k8s/base. The room runs at once, but for its codec: its tests say what there is to fill in.
+adapter where it must be listed: an extra in pyproject.toml, a service in compose.yaml, objects in
+k8s. The room runs at once, but for its codec: its tests say what there is to fill in.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _files(name: str, module: str, room: Path, tests: Path) -> dict[Path, str]:
 def _lists(name: str, root: Path) -> dict[Path, str]:
     service = f"adapter-{name}"
     pyproject, compose = root / "pyproject.toml", root / "compose.yaml"
-    base = root / "k8s" / "base"
+    base, components = root / "k8s" / "base", root / "k8s" / "components"
     kustomization = base / "kustomization.yaml"
     templates = ROOT / "scripts" / "templates"
     words = {"@NAME@": name}
@@ -66,6 +66,13 @@ def _lists(name: str, root: Path) -> dict[Path, str]:
         ),
         kustomization: _insert(kustomization, r"(?m)^(?:  - adapter-.+\n)+", f"  - {service}.yaml\n"),
         base / f"{service}.yaml": _fill((templates / f"k8s.yaml{_SUFFIX}").read_text(), words),
+        **{
+            path: path.read_text() + _fill((templates / f"{template}.yaml{_SUFFIX}").read_text(), words)
+            for path, template in (
+                (components / "tls-cert-manager" / "services.yaml", "certificate"),
+                (components / "external-secrets" / "services.yaml", "external-secret"),
+            )
+        },
     }
 
 

@@ -1,4 +1,4 @@
-"""compose.yaml, k8s/ and the lock name exactly the services that exist, and are well formed."""
+"""compose.yaml and the lock name exactly the services that exist, and are well formed."""
 
 from __future__ import annotations
 
@@ -20,25 +20,6 @@ SERVICES = {service.name for service in services()}
 def compose() -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
     return loaded
-
-
-def resolve(folder: Path) -> list[dict[str, Any]]:
-    """The objects that a kustomization is made of, before its patches; checks that all its files exist."""
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    assert kustomization["kind"] == "Kustomization"
-    objects: list[dict[str, Any]] = []
-    for resource in kustomization.get("resources", []):
-        path = folder / resource
-        if path.is_dir():
-            objects += resolve(path)
-        else:
-            objects += [document for document in yaml.safe_load_all(path.read_text()) if document]
-    for patch in kustomization.get("patches", []):
-        text = (folder / patch["path"]).read_text() if "path" in patch else patch["patch"]
-        assert yaml.safe_load(text), f"{folder}: an empty patch"
-    for generator in kustomization.get("configMapGenerator", []):
-        assert all((folder / file).is_file() for file in generator["files"])
-    return objects
 
 
 def test_compose_has_every_service_and_no_other() -> None:
@@ -63,42 +44,6 @@ def test_compose_gives_each_service_its_own(name: str) -> None:
     assert mounts["/run/tls/tls.key"] == f"./certs/{name}.key"
     assert mounts["/var/lib/tocsin"] == name
     assert name in compose()["volumes"]
-
-
-def test_k8s_has_every_service_and_no_other() -> None:
-    workloads = [
-        o["metadata"]["name"] for o in resolve(ROOT / "k8s/overlays/edge") if o["kind"] == "StatefulSet"
-    ]
-    assert sorted(workloads) == sorted(SERVICES | {"mosquitto"})
-
-
-def test_k8s_objects_fit_each_other() -> None:
-    objects = resolve(ROOT / "k8s/overlays/edge")
-    assert len({(o["kind"], o["metadata"]["name"]) for o in objects}) == len(objects)
-    pods = {o["metadata"]["name"]: o["spec"]["template"] for o in objects if o["kind"] == "StatefulSet"}
-    labels = [pod["metadata"]["labels"] for pod in pods.values()]
-    for each in objects:
-        spec = each.get("spec", {})
-        if each["kind"] == "StatefulSet":
-            selected = spec["selector"]["matchLabels"].items()
-            assert selected <= spec["template"]["metadata"]["labels"].items()
-        if each["kind"] == "NetworkPolicy":
-            selected = spec["podSelector"].get("matchLabels", {}).items()
-            assert any(selected <= pod.items() for pod in labels), each["metadata"]["name"]
-        if each["kind"] == "Service":
-            ports = pods[each["metadata"]["name"]]["spec"]["containers"][0]["ports"]
-            assert {port["targetPort"] for port in spec["ports"]} <= {port["name"] for port in ports}
-
-
-@pytest.mark.parametrize("name", sorted(SERVICES))
-def test_k8s_gives_each_service_its_own(name: str) -> None:
-    [stateful] = [
-        o for o in resolve(ROOT / "k8s/base") if (o["kind"], o["metadata"]["name"]) == ("StatefulSet", name)
-    ]
-    [container] = stateful["spec"]["template"]["spec"]["containers"]
-    assert (container["name"], container["image"]) == ("service", f"tocsin/{name}")
-    names = [volume["secret"]["secretName"] for volume in stateful["spec"]["template"]["spec"]["volumes"]]
-    assert names == [f"{name}-tls", f"{name}-secrets"]
 
 
 @pytest.mark.parametrize("service", services(), ids=lambda service: service.name)
