@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import pkgutil
 import sys
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,7 +20,15 @@ from services import rooms
 from shared.events import Slug
 from shared.topics import GRANTS, PREFIX, Role, role_of
 
+PEOPLE: tuple[Literal["operator", "reader"], ...] = ("operator", "reader")
 _ACCESS = ("read", "write", "readwrite")
+
+
+class Right(NamedTuple):
+    """What one identity may do at one topic (a filter, whole)."""
+
+    access: Literal["read", "write"]
+    topic: str
 
 
 class Extra(NamedTuple):
@@ -42,6 +50,27 @@ def known_services() -> list[str]:
     return adapters + others
 
 
+def rights(site: str, name: str) -> list[Right]:
+    """What a service, or one of `PEOPLE`, may do at the topics of `site`.
+
+    >>> rights("hq", "reader")[0]
+    Right(access='read', topic='tocsin/v1/hq/events/#')
+
+    Raises ValueError for what is not a site's id or a service's name.
+    """
+    try:
+        TypeAdapter(Slug).validate_python(site)
+    except ValidationError:
+        raise ValueError(f"{site!r} is not the id of a site") from None
+    role: Role = name if name in PEOPLE else role_of(name)
+    own = {"service": name, "target": name.removesuffix("-publisher")}
+    return [
+        Right(grant.access, f"{PREFIX}/{site}/{grant.topic.format_map(own)}")
+        for grant in GRANTS
+        if grant.role == role
+    ]
+
+
 def acl(site: str, names: Iterable[str], extras: Sequence[Extra] = ()) -> str:
     """The ACL file for the services `names` of `site`.
 
@@ -51,27 +80,23 @@ def acl(site: str, names: Iterable[str], extras: Sequence[Extra] = ()) -> str:
     Raises ValueError for what is not a site's id or a service's name, and for an extra grant that
     would open Tocsin's own topics.
     """
-    try:
-        TypeAdapter(Slug).validate_python(site)
-    except ValidationError:
-        raise ValueError(f"{site!r} is not the id of a site") from None
-    base = f"{PREFIX}/{site}"
-    identities: list[tuple[str, Role]] = [(name, role_of(name)) for name in sorted(names)]
-    identities += [("operator", "operator"), ("reader", "reader")]
-    rights: dict[str, list[str]] = {}
-    for name, role in identities:
-        own = {"service": name, "target": name.removesuffix("-publisher")}
-        rights[name] = [
-            f"topic {grant.access} {base}/{grant.topic.format_map(own)}"
-            for grant in GRANTS
-            if grant.role == role
-        ]
+    users: dict[str, list[Right | Extra]] = {
+        name: [*rights(site, name)] for name in [*sorted(names), *PEOPLE]
+    }
     for extra in extras:
         _check(extra)
-        rights.setdefault(extra.user, []).append(f"topic {extra.access} {extra.topic}")
-    blocks = ["\n".join([f"user {name}", *lines]) for name, lines in rights.items()]
-    head = f"# Who may write and read what at the broker of site {site}. Made by services.broker_acl."
-    return "\n\n".join([head, *blocks]) + "\n"
+        users.setdefault(extra.user, []).append(extra)
+    head = f"Who may write and read what at the broker of site {site}. Made by services.broker_acl."
+    return acl_text(head, users)
+
+
+def acl_text(about: str, users: Mapping[str, Iterable[Right | Extra]]) -> str:
+    """An ACL file in Mosquitto's form."""
+    blocks = [
+        "\n".join([f"user {name}", *(f"topic {right.access} {right.topic}" for right in rights)])
+        for name, rights in users.items()
+    ]
+    return "\n\n".join([f"# {about}", *blocks]) + "\n"
 
 
 def _check(extra: Extra) -> None:
