@@ -101,6 +101,7 @@ class Service(Process):
     """A Tocsin service."""
 
     metrics_port: int
+    metrics_host = HOST
 
     async def ready(self) -> None:
         """Return when /readyz says so. Raises `DidNotStart`."""
@@ -113,7 +114,7 @@ class Service(Process):
                     if self.returncode is not None:
                         raise DidNotStart(f"{self.name} ended with {self.returncode}:\n{self.last_words()}")
                     with contextlib.suppress(OSError):
-                        if (await http_get(self.metrics_port, path))[0] == 200:
+                        if (await http_get(self.metrics_port, path, host=self.metrics_host))[0] == 200:
                             return
                     await asyncio.sleep(0.03)
         except TimeoutError:
@@ -121,7 +122,7 @@ class Service(Process):
 
     async def metrics(self) -> dict[str, float]:
         """The values at /metrics, by name with labels as Prometheus writes them."""
-        _, body = await http_get(self.metrics_port, "/metrics")
+        _, body = await http_get(self.metrics_port, "/metrics", host=self.metrics_host)
         return {
             line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
             for line in body.decode().splitlines()
@@ -129,11 +130,13 @@ class Service(Process):
         }
 
 
-async def http_get(port: int, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, bytes]:
-    """A request to a port of this machine: status and body. Raises OSError."""
+async def http_get(
+    port: int, path: str, method: str = "GET", body: bytes = b"", *, host: str = HOST
+) -> tuple[int, bytes]:
+    """A request to a port, by default of this machine: status and body. Raises OSError."""
 
     def ask() -> tuple[int, bytes]:
-        connection = HTTPConnection(HOST, port, timeout=_PATIENCE)
+        connection = HTTPConnection(host, port, timeout=_PATIENCE)
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             answer = connection.getresponse()

@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -220,22 +221,29 @@ class World:
 
     async def count(self) -> Count:
         """Count at the VMS and at Camio."""
-        found: Counter[tuple[str, str]] = Counter()
-        for line in await self.stack.vms_events(*MARKERS):
-            marker = next((line["meta"][name] for name in MARKERS if name in line["meta"]), None)
-            if marker is not None:
-                found[(marker, line["source"])] += 1
-        count = Count(reports=len(self._made), doors=len(self._doors))
-        for marker, cameras in self._made.items():
-            for camera in cameras:
-                count.expected += 1
-                times = found[(marker, camera)]
-                if times == 0:
-                    count.lost.append(f"{marker} at {camera}")
-                elif times > 1:
-                    count.twice.append(f"{marker} at {camera} ({times} times)")
+        count = tally(await self.stack.vms_events(*MARKERS), self._made)
+        count.doors = len(self._doors)
         count.camio = (await self.stack.ask_camio("/_sim/count"))["events"]
         return count
+
+
+def tally(lines: Iterable[Mapping[str, Any]], made: Mapping[str, Sequence[str]]) -> Count:
+    """Compare the VMS simulator's events with the markers that were `made`, each for some cameras."""
+    found: Counter[tuple[str, str]] = Counter()
+    for line in lines:
+        marker = next((line["meta"][name] for name in MARKERS if name in line["meta"]), None)
+        if marker is not None:
+            found[(marker, line["source"])] += 1
+    count = Count(reports=len(made))
+    for marker, cameras in made.items():
+        for camera in cameras:
+            count.expected += 1
+            times = found[(marker, camera)]
+            if times == 0:
+                count.lost.append(f"{marker} at {camera}")
+            elif times > 1:
+                count.twice.append(f"{marker} at {camera} ({times} times)")
+    return count
 
 
 def _shares(whole: int, parts: int) -> list[int]:

@@ -29,6 +29,7 @@ from services.broker_bridge import Gateway, bridge_conf, central_acl, identities
 from services.broker_bridge import main as bridge_main
 from shared.bus import Connection, Endpoint, Message
 from shared.topics import Topics, matches
+from tests.mosquitto import command, install, make_certs
 from tests.peers import program, require_peer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,11 +68,6 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     make_certs(folder, "localhost,127.0.0.1", *IDENTITIES, *(set(CENTRAL) - set(IDENTITIES)), "stranger")
     return folder
-
-
-def make_certs(folder: Path, *arguments: str) -> None:
-    command = [str(ROOT / "mosquitto" / "make-certs"), str(folder), *arguments]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 def tls(certificates: Path, identity: str | None) -> ssl.SSLContext:
@@ -249,23 +245,10 @@ async def gateways_broker(
     certificates, and with passwords, which are the users' names."""
     require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
     ports = free_port(), free_port()
-    conf = (ROOT / "mosquitto" / "mosquitto.conf").read_text()
-    for old, new in {
-        "listener 8883": f"listener {ports[0]} 127.0.0.1",
-        "listener 8884": f"listener {ports[1]} 127.0.0.1",
-        "/mosquitto/certs": str(certificates),
-        "/mosquitto/config": str(folder),
-        "/mosquitto/data": str(folder),
-        "log_dest stdout": f"log_dest file {folder}/mosquitto.log",
-    }.items():
-        assert old in conf
-        conf = conf.replace(old, new)
-    (folder / "acl").write_text(rules)
-    passwords = folder / "passwords"
-    passwords.write_text("".join(f"{user}:{user}\n" for user in users))
-    tool = str(find_mosquitto("mosquitto_passwd"))
-    await (await asyncio.create_subprocess_exec(tool, "-U", str(passwords))).wait()
-    async with mosquitto(conf + more, folder, ports[1]):
+    listen = f"{ports[0]} 127.0.0.1", f"{ports[1]} 127.0.0.1"
+    async with mosquitto(
+        install(folder, certificates, rules, listen=listen, users=users, more=more), folder, ports[1]
+    ):
         yield ports
 
 
@@ -328,14 +311,10 @@ async def test_nobody_comes_in_without_credentials(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def mosquitto(conf: str, folder: Path, ready: int) -> AsyncIterator[None]:
-    path = folder / "mosquitto.conf"
-    # Before the conf, since a bridge takes to itself what follows it.
-    path.write_text(("user root\n" if os.geteuid() == 0 else "") + conf)
+async def mosquitto(argv: Sequence[str], folder: Path, ready: int) -> AsyncIterator[None]:
+    """Runs the broker; it is there when it listens on the port `ready`."""
     with (folder / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            str(find_mosquitto()), "-c", str(path), stdout=log, stderr=log
-        )
+        process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log)
     (folder / "pid").write_text(str(process.pid))
     try:
         async with asyncio.timeout(10):
@@ -538,7 +517,8 @@ async def test_the_plain_configuration(tmp_path: Path) -> None:
     require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
     conf, port = (ROOT / "mosquitto" / "plain.conf").read_text(), free_port()
     assert re.findall("(?m)^listener .*", conf) == ["listener 1883 127.0.0.1"]
-    async with mosquitto(conf.replace("1883", str(port)), tmp_path, port), client(port) as anybody:
+    argv = command(tmp_path, conf.replace("1883", str(port)))
+    async with mosquitto(argv, tmp_path, port), client(port) as anybody:
         assert await try_to_write(anybody, TOPICS) == set(TOPICS)
 
 
@@ -630,6 +610,6 @@ def test_certificates_keep_their_authority(certificates: Path, tmp_path: Path) -
         (tmp_path / name).write_bytes((certificates / name).read_bytes())
     make_certs(tmp_path, "localhost", "late")
     assert (tmp_path / "ca.crt").read_bytes() == (certificates / "ca.crt").read_bytes()
-    command = ["openssl", "verify", "-CAfile", str(certificates / "ca.crt"), str(tmp_path / "late.crt")]
-    subprocess.run(command, check=True, capture_output=True)
+    verify = ["openssl", "verify", "-CAfile", str(certificates / "ca.crt"), str(tmp_path / "late.crt")]
+    subprocess.run(verify, check=True, capture_output=True)
     assert (tmp_path / "late.key").stat().st_mode & 0o077 == 0
