@@ -153,7 +153,7 @@ class Stack:
     """`site` is the content of a site file. Cameras' tokens come from the VMS simulator, and Camio's
     address, where the site has Camio, becomes that of its simulator. `options` are further settings
     of a service (`TOCSIN_…`), by its name. `security` is the broker's; the services' logins are then
-    in `options` and in the secret `mqtt_password`."""
+    in `options` and in the secret `mqtt_password`. `broker` takes the place of the usual one."""
 
     def __init__(
         self,
@@ -165,6 +165,7 @@ class Stack:
         environ: Mapping[str, str] | None = None,
         options: Mapping[str, Mapping[str, str]] | None = None,
         security: Security | None = None,
+        broker: Broker | None = None,
     ) -> None:
         self.directory = directory
         self.site_file = directory / "site.yaml"
@@ -175,7 +176,7 @@ class Stack:
             folder.mkdir(parents=True, exist_ok=True)
         for name, value in secrets.items():
             self.write_secret(name, value)
-        self.broker = Broker(directory / "broker", security=security)
+        self.broker = broker or Broker(directory / "broker", security=security)
         self.vms_port, self.camio_port = free_port(), free_port()
         self.site: dict[str, Any] = orjson.loads(orjson.dumps(site))
         camio = self.site.get("targets", {}).get("camio")

@@ -107,10 +107,18 @@ class Count:
 class World:
     """Everything runs between `async with`. `report` makes devices report, `count` counts."""
 
-    def __init__(self, directory: Path, *, timeout: float = 2.0, store_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        timeout: float = 2.0,
+        store_bytes: int | None = None,
+        broker: Broker | None = None,
+    ) -> None:
         self._ports = {"dc09": free_port(), "webhook": free_port()}
         self._directory = directory
         self._timeout = timeout
+        self._broker = broker
         self.foreign = Broker(directory / "foreign")
         self._options: dict[str, dict[str, str]] = {}
         if store_bytes is not None:
@@ -154,9 +162,16 @@ class World:
         # The clock is changed under one service of each sort; the others tell right time.
         for name in ("adapter-webhook", "correlator", "vms-publisher"):
             self._options[name] = {**self._options.get(name, {}), **environ}
+        for name in SERVICES:  # as ejabberd wants it; an open Mosquitto does not ask
+            self._options[name] = {**self._options.get(name, {}), "TOCSIN_MQTT_USERNAME": name}
         self.stack = await self._opened.enter_async_context(
             Stack(
-                self._directory, site, services=SERVICES, secrets={**keys, "camio": ""}, options=self._options
+                self._directory,
+                site,
+                services=SERVICES,
+                secrets={**keys, "camio": "", "mqtt_password": "any"},
+                options=self._options,
+                broker=self._broker,
             )
         )
         all_rooms = rooms.names()
