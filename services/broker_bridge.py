@@ -6,7 +6,7 @@
 Two layouts. By default a gateway runs its broker and its adapters, and its site's correlator and
 publishers run at the centre: the bridge then is all the adapters in one, and carries up what they
 write and down what they read. With `--eyes-only` a gateway is whole by itself, and the bridge shows
-the centre what a reader may see; nothing comes down.
+the centre what a reader may see; it asks for nothing. See docs/central-broker.md.
 
 Both are made from the grants in `shared.topics`, so the bridge, the ACL and the code cannot differ.
 No topic is carried both ways, so nothing can go round.
@@ -118,7 +118,7 @@ _WHY = {
         "true",
     ),
     True: (
-        "Shows the centre what is public here; nothing comes back.",
+        "Shows the centre what is public here, and asks it for nothing.",
         "# What the centre misses while the line is down is kept, within max_queued_messages.",
         "false",
     ),

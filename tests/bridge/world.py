@@ -182,7 +182,7 @@ class World:
         self.secrets_dir = folder / "secrets"
         self.certificates = folder / "centre" / "certs"
         self.copies = 0
-        """How many events came to the centre, repeats and all."""
+        """How many events were heard at the centre, repeats and all."""
         self._opened = contextlib.AsyncExitStack()
         for path in (self.secrets_dir, folder / "logs", folder / "centre"):
             path.mkdir(parents=True)

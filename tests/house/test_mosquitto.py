@@ -167,11 +167,11 @@ class Client:
         self.heard.add(message.topic)
         message.ack()
 
-    async def connect(self, endpoint: Endpoint, name: str) -> None:
+    async def connect(self, endpoint: Endpoint, name: str, will: mqtt5.Will | None = None) -> None:
         username, password = endpoint.login()
         await self._connection.connect(
             endpoint,
-            mqtt5.ConnectPacket(name, username=username, password=password, clean_start=True),
+            mqtt5.ConnectPacket(name, username=username, password=password, will=will, clean_start=True),
         )
 
     async def subscribe(self, filters: Iterable[str]) -> None:
@@ -250,6 +250,28 @@ async def gateways_broker(
         install(folder, certificates, rules, listen=listen, users=users, more=more), folder, ports[1]
     ):
         yield ports
+
+
+@pytest.mark.parametrize(("who", "heard"), [("adapter-dc09", True), ("reader", False)])
+async def test_a_last_will_is_no_way_round(tmp_path: Path, certificates: Path, who: str, heard: bool) -> None:
+    event = HQ.event("smoke", "kitchen")
+    rules = acl("hq", SERVICES)
+    async with gateways_broker(tmp_path, certificates, rules, ["operator", who]) as (_, port):
+
+        def as_whom(name: str) -> Endpoint:
+            url = f"mqtts://127.0.0.1:{port}"
+            return Endpoint(url, certificates / "ca.crt", username=name, password=name)
+
+        watch, dying, heir = Client(), Client(), Client()
+        await watch.connect(as_whom("operator"), "watch")
+        await watch.subscribe(["#"])
+        await dying.connect(as_whom(who), who, mqtt5.Will(event, payload=b"forged"))
+        # A second client of that name takes its place: to the broker the first one died.
+        await heir.connect(as_whom(who), who)
+        await watch.settle()
+        assert (event in watch.heard) == heard
+        await heir.disconnect()
+        await watch.disconnect()
 
 
 @pytest.mark.parametrize("proof", ["certificate", "password"])
