@@ -34,7 +34,7 @@ Program = Literal["mosquitto", "iotcore"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _WHERE = (_ROOT / ".cache/mosquitto/bin", "/usr/local/sbin", "/usr/sbin", "/sbin", "/opt/homebrew/sbin")
-_HOST = "127.0.0.1"
+HOST = "127.0.0.1"
 _LOWEST_PORT = 15000
 _OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _PATIENCE = 15.0
@@ -104,7 +104,7 @@ class Broker:
     @property
     def url(self) -> str:
         scheme = "mqtts" if self._security and self._security.certificates else "mqtt"
-        return f"{scheme}://{_HOST}:{self.port}"
+        return f"{scheme}://{HOST}:{self.port}"
 
     @property
     def log(self) -> Path:
@@ -177,7 +177,7 @@ class Broker:
         deadline = asyncio.get_running_loop().time() + _PATIENCE
         while process.returncode is None and asyncio.get_running_loop().time() < deadline:
             try:
-                _, writer = await asyncio.open_connection(_HOST, port)
+                _, writer = await asyncio.open_connection(HOST, port)
             except OSError:
                 await asyncio.sleep(0.02)
                 continue
@@ -191,14 +191,14 @@ class Broker:
             path.write_text(self._mosquitto_conf(port))
             return [str(find_mosquitto()), "-c", str(path)]
         path = self.directory / "iotcore.toml"
-        path.write_text(_IOTCORE.format(listen=f"{_HOST}:{port}"))
+        path.write_text(_IOTCORE.format(listen=f"{HOST}:{port}"))
         # Its log is of every packet, at the level of errors.
         return [sys.executable, "-m", "iotcore", "--config", str(path), "--log-level", "CRITICAL"]
 
     def _mosquitto_conf(self, port: int) -> str:
         security = self._security
         lines = [
-            f"listener {port} {_HOST}",
+            f"listener {port} {HOST}",
             f"persistence {str(self._persistence).lower()}",
             f"persistence_location {self.directory.resolve()}/",
             *_LIMITS,
@@ -267,7 +267,7 @@ def _taken(port: int) -> bool:
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((_HOST, port))
+            tried.bind((HOST, port))
             tried.listen()
         except OSError:
             return True

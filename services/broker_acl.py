@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,7 +25,15 @@ from shared.events import Slug
 from shared.site import SiteError, load
 from shared.topics import GRANTS, PREFIX, Role, role_of
 
+PEOPLE: tuple[Literal["operator", "reader"], ...] = ("operator", "reader")
 _ACCESS = ("read", "write", "readwrite")
+
+
+class Right(NamedTuple):
+    """What one identity may do at one topic (a filter, whole)."""
+
+    access: Literal["read", "write"]
+    topic: str
 
 
 class Extra(NamedTuple):
@@ -47,6 +55,29 @@ def known_services() -> list[str]:
     return adapters + others
 
 
+def rights(site: str, name: str, in_copies: int = 1) -> list[Right]:
+    """What a service, of which there are so many copies, or one of `PEOPLE` may do at the topics of `site`.
+
+    >>> rights("hq", "reader")[0]
+    Right(access='read', topic='tocsin/v1/hq/events/#')
+
+    Raises ValueError for what is not a site's id or a service's name.
+    """
+    try:
+        TypeAdapter(Slug).validate_python(site)
+    except ValidationError:
+        raise ValueError(f"{site!r} is not the id of a site") from None
+    role: Role = name if name in PEOPLE else role_of(name)
+    target = name.removesuffix("-publisher")
+    own = [copies.name_of(name, copy) for copy in range(in_copies)]
+    return [
+        Right(grant.access, f"{PREFIX}/{site}/{grant.topic.format(service=service, target=target)}")
+        for grant in GRANTS
+        if grant.role == role
+        for service in (own if "{service}" in grant.topic else [name])
+    ]
+
+
 def acl(
     site: str,
     names: Iterable[str],
@@ -61,29 +92,23 @@ def acl(
     Raises ValueError for what is not a site's id or a service's name, and for an extra grant that
     would open Tocsin's own topics.
     """
-    try:
-        TypeAdapter(Slug).validate_python(site)
-    except ValidationError:
-        raise ValueError(f"{site!r} is not the id of a site") from None
-    base = f"{PREFIX}/{site}"
-    identities: list[tuple[str, Role]] = [(name, role_of(name)) for name in sorted(names)]
-    identities += [("operator", "operator"), ("reader", "reader")]
-    rights: dict[str, list[str]] = {}
-    for name, role in identities:
-        own = [copies.name_of(name, copy) for copy in range(in_copies.get(name, 1))]
-        target = name.removesuffix("-publisher")
-        rights[name] = [
-            f"topic {grant.access} {base}/{grant.topic.format(service=service, target=target)}"
-            for grant in GRANTS
-            if grant.role == role
-            for service in (own if "{service}" in grant.topic else [name])
-        ]
+    users: dict[str, list[Right | Extra]] = {
+        name: [*rights(site, name, in_copies.get(name, 1))] for name in [*sorted(names), *PEOPLE]
+    }
     for extra in extras:
         _check(extra)
-        rights.setdefault(extra.user, []).append(f"topic {extra.access} {extra.topic}")
-    blocks = ["\n".join([f"user {name}", *lines]) for name, lines in rights.items()]
-    head = f"# Who may write and read what at the broker of site {site}. Made by services.broker_acl."
-    return "\n\n".join([head, *blocks]) + "\n"
+        users.setdefault(extra.user, []).append(extra)
+    head = f"Who may write and read what at the broker of site {site}. Made by services.broker_acl."
+    return acl_text(head, users)
+
+
+def acl_text(about: str, users: Mapping[str, Iterable[Right | Extra]]) -> str:
+    """An ACL file in Mosquitto's form."""
+    blocks = [
+        "\n".join([f"user {name}", *(f"topic {right.access} {right.topic}" for right in rights)])
+        for name, rights in users.items()
+    ]
+    return "\n\n".join([f"# {about}", *blocks]) + "\n"
 
 
 def _check(extra: Extra) -> None:

@@ -102,6 +102,7 @@ class Service(Process):
     """A Tocsin service."""
 
     metrics_port: int
+    metrics_host = HOST
 
     async def ready(self) -> None:
         """Return when /readyz says so. Raises `DidNotStart`."""
@@ -114,7 +115,7 @@ class Service(Process):
                     if self.returncode is not None:
                         raise DidNotStart(f"{self.name} ended with {self.returncode}:\n{self.last_words()}")
                     with contextlib.suppress(OSError):
-                        if (await http_get(self.metrics_port, path))[0] == 200:
+                        if (await http_get(self.metrics_port, path, host=self.metrics_host))[0] == 200:
                             return
                     await asyncio.sleep(0.03)
         except TimeoutError:
@@ -122,7 +123,7 @@ class Service(Process):
 
     async def metrics(self) -> dict[str, float]:
         """The values at /metrics, by name with labels as Prometheus writes them."""
-        _, body = await http_get(self.metrics_port, "/metrics")
+        _, body = await http_get(self.metrics_port, "/metrics", host=self.metrics_host)
         return {
             line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
             for line in body.decode().splitlines()
@@ -130,11 +131,13 @@ class Service(Process):
         }
 
 
-async def http_get(port: int, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, bytes]:
-    """A request to a port of this machine: status and body. Raises OSError."""
+async def http_get(
+    port: int, path: str, method: str = "GET", body: bytes = b"", *, host: str = HOST
+) -> tuple[int, bytes]:
+    """A request to a port, by default of this machine: status and body. Raises OSError."""
 
     def ask() -> tuple[int, bytes]:
-        connection = HTTPConnection(HOST, port, timeout=_PATIENCE)
+        connection = HTTPConnection(host, port, timeout=_PATIENCE)
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             answer = connection.getresponse()
@@ -152,7 +155,7 @@ class Stack:
     address, where the site has Camio, becomes that of its simulator. Copies of a service are services, by
     their names (`vms-publisher-1`). `options` are further settings of a service (`TOCSIN_…`), by its name,
     and for all its copies. `security` is the broker's; the services' logins are then
-    in `options` and in the secret `mqtt_password`."""
+    in `options` and in the secret `mqtt_password`. `broker` takes the place of the usual one."""
 
     def __init__(
         self,
@@ -164,6 +167,7 @@ class Stack:
         environ: Mapping[str, str] | None = None,
         options: Mapping[str, Mapping[str, str]] | None = None,
         security: Security | None = None,
+        broker: Broker | None = None,
     ) -> None:
         self.directory = directory
         self.site_file = directory / "site.yaml"
@@ -174,7 +178,7 @@ class Stack:
             folder.mkdir(parents=True, exist_ok=True)
         for name, value in secrets.items():
             self.write_secret(name, value)
-        self.broker = Broker(directory / "broker", security=security)
+        self.broker = broker or Broker(directory / "broker", security=security)
         self.vms_port, self.camio_port = free_port(), free_port()
         self.site: dict[str, Any] = orjson.loads(orjson.dumps(site))
         camio = self.site.get("targets", {}).get("camio")

@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -110,12 +111,19 @@ class World:
     of the correlator and of each publisher."""
 
     def __init__(
-        self, directory: Path, *, timeout: float = 2.0, store_bytes: int | None = None, copies: int = 1
+        self,
+        directory: Path,
+        *,
+        timeout: float = 2.0,
+        store_bytes: int | None = None,
+        copies: int = 1,
+        broker: Broker | None = None,
     ) -> None:
         self._ports = {"dc09": free_port(), "webhook": free_port()}
         self._directory = directory
         self._timeout = timeout
         self.copies = copies
+        self._broker = broker
         self.foreign = Broker(directory / "foreign")
         self._options: dict[str, dict[str, str]] = {}
         if store_bytes is not None:
@@ -162,13 +170,16 @@ class World:
         # The clock is changed under one service of each sort; the others tell right time.
         for name in ("adapter-webhook", "correlator", "vms-publisher"):
             self._options[name] = {**self._options.get(name, {}), **environ}
+        for name in SERVICES:  # as ejabberd wants it; an open Mosquitto does not ask
+            self._options[name] = {**self._options.get(name, {}), "TOCSIN_MQTT_USERNAME": name}
         self.stack = await self._opened.enter_async_context(
             Stack(
                 self._directory,
                 site,
                 services=(*SERVICES, *further),
-                secrets={**keys, "camio": ""},
+                secrets={**keys, "camio": "", "mqtt_password": "any"},
                 options=self._options,
+                broker=self._broker,
             )
         )
         all_rooms = rooms.names()
@@ -238,22 +249,29 @@ class World:
 
     async def count(self) -> Count:
         """Count at the VMS and at Camio."""
-        found: Counter[tuple[str, str]] = Counter()
-        for line in await self.stack.vms_events(*MARKERS):
-            marker = next((line["meta"][name] for name in MARKERS if name in line["meta"]), None)
-            if marker is not None:
-                found[(marker, line["source"])] += 1
-        count = Count(reports=len(self._made), doors=len(self._doors))
-        for marker, cameras in self._made.items():
-            for camera in cameras:
-                count.expected += 1
-                times = found[(marker, camera)]
-                if times == 0:
-                    count.lost.append(f"{marker} at {camera}")
-                elif times > 1:
-                    count.twice.append(f"{marker} at {camera} ({times} times)")
+        count = tally(await self.stack.vms_events(*MARKERS), self._made)
+        count.doors = len(self._doors)
         count.camio = (await self.stack.ask_camio("/_sim/count"))["events"]
         return count
+
+
+def tally(lines: Iterable[Mapping[str, Any]], made: Mapping[str, Sequence[str]]) -> Count:
+    """Compare the VMS simulator's events with the markers that were `made`, each for some cameras."""
+    found: Counter[tuple[str, str]] = Counter()
+    for line in lines:
+        marker = next((line["meta"][name] for name in MARKERS if name in line["meta"]), None)
+        if marker is not None:
+            found[(marker, line["source"])] += 1
+    count = Count(reports=len(made))
+    for marker, cameras in made.items():
+        for camera in cameras:
+            count.expected += 1
+            times = found[(marker, camera)]
+            if times == 0:
+                count.lost.append(f"{marker} at {camera}")
+            elif times > 1:
+                count.twice.append(f"{marker} at {camera} ({times} times)")
+    return count
 
 
 def _shares(whole: int, parts: int) -> list[int]:

@@ -1,4 +1,5 @@
-"""Both brokers that the demo can run on carry what Tocsin puts on them."""
+"""Brokers that have nothing in common carry what Tocsin puts on them: both that the demo can run on, and
+another."""
 
 from __future__ import annotations
 
@@ -13,11 +14,17 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from services.broker import Broker, NoBroker, Program, Security, find_mosquitto
+from tests.ejabberd import INSTALL, Ejabberd, find_ejabberd
 from tests.peers import require_peer
 
 
-@pytest.fixture(params=["mosquitto", "iotcore"])
+@pytest.fixture(params=["mosquitto", "iotcore", "ejabberd"])
 async def either(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+    if request.param == "ejabberd":
+        require_peer("ejabberd", find_ejabberd(), INSTALL)
+        async with Ejabberd(tmp_path / "broker") as running:
+            yield running
+        return
     program: Program = request.param
     if program == "mosquitto":
         require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
@@ -27,7 +34,13 @@ async def either(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 def client(broker: Broker, name: str, will: aiomqtt.Will | None = None) -> aiomqtt.Client:
     return aiomqtt.Client(
-        "127.0.0.1", broker.port, identifier=name, protocol=aiomqtt.ProtocolVersion.V5, will=will
+        "127.0.0.1",
+        broker.port,
+        identifier=name,
+        username=name,  # ejabberd lets nobody in without a name and a password
+        password="any",
+        protocol=aiomqtt.ProtocolVersion.V5,
+        will=will,
     )
 
 

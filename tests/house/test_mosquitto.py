@@ -1,7 +1,6 @@
-"""The broker's configuration, certificates and ACL, tried on a real Mosquitto.
+"""The broker's configuration, certificates, ACL and bridge, tried on a real Mosquitto.
 
-The expectations are written out by hand where the promise is one of security; only the exhaustive
-walk over every identity and topic compares Mosquitto with the table that the ACL is made from.
+Who may do what is written out here by hand, apart from the table that the ACL is made from.
 """
 
 from __future__ import annotations
@@ -9,53 +8,66 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import aiomqtt
 import mqtt5
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
-from services.broker import Broker, Security, find_mosquitto
+from services.broker import Broker, Security, find_mosquitto, free_port
 from services.broker_acl import Extra, acl, known_services, main
-from shared.topics import GRANTS, Topics, matches, role_of
+from services.broker_bridge import Gateway, bridge_conf, central_acl, identities
+from services.broker_bridge import main as bridge_main
+from shared.bus import Connection, Endpoint, Message
+from shared.topics import Topics, matches
+from tests.mosquitto import command, install, make_certs
 from tests.peers import program, require_peer
 
 ROOT = Path(__file__).resolve().parents[2]
 HQ = Topics("hq")
-SERVICES = ["adapter-dc09", "adapter-webhook", "camio-publisher", "correlator", "vms-publisher"]
+SERVICES = known_services()
+AT_THE_CENTRE = [name for name in SERVICES if not name.startswith("adapter-")]
+ADAPTERS = tuple(name for name in SERVICES if name.startswith("adapter-"))
+GATEWAYS = [Gateway("hq", ADAPTERS), Gateway("depot", ADAPTERS), Gateway("yard", (), eyes_only=True)]
 IDENTITIES = [*SERVICES, "operator", "reader"]
-TOPICS = [
-    HQ.event("smoke", "kitchen"),
-    HQ.sighting("smoke", "kitchen"),
-    HQ.delivery("vms", "kitchen"),
-    HQ.delivery("camio", "kitchen"),
-    HQ.sensor("kitchen"),
-    *(HQ.service(name) for name in SERVICES),
-    *(HQ.custody(name) for name in SERVICES),
-    *(HQ.command(name, "replay") for name in SERVICES),
-    HQ.reply("console"),
-    Topics("other").event("smoke", "kitchen"),
-    "zigbee2mqtt/kitchen",
-]
+PEOPLE = ("operator", "reader")
+CENTRAL = identities(GATEWAYS, AT_THE_CENTRE)
 NOT_AUTHORISED = 135  # MQTT 5, 3.4.2.1
+
+
+def topics_of(site: str) -> list[str]:
+    topics = Topics(site)
+    return [
+        topics.event("smoke", "kitchen"),
+        topics.sighting("smoke", "kitchen"),
+        topics.delivery("vms", "kitchen"),
+        topics.delivery("camio", "kitchen"),
+        topics.sensor("kitchen"),
+        *(topics.service(name) for name in SERVICES),
+        *(topics.custody(name) for name in SERVICES),
+        *(topics.command(name, "replay") for name in SERVICES),
+        topics.reply("console"),
+    ]
+
+
+TOPICS = [*topics_of("hq"), Topics("other").event("smoke", "kitchen"), "zigbee2mqtt/kitchen"]
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program("openssl", "apt-get install openssl")
     folder = tmp_path_factory.mktemp("certificates")
-    make_certs(folder, "localhost,127.0.0.1", *IDENTITIES, "stranger")
+    make_certs(folder, "localhost,127.0.0.1", *IDENTITIES, *(set(CENTRAL) - set(IDENTITIES)), "stranger")
     return folder
-
-
-def make_certs(folder: Path, *arguments: str) -> None:
-    command = [str(ROOT / "mosquitto" / "make-certs"), str(folder), *arguments]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 def tls(certificates: Path, identity: str | None) -> ssl.SSLContext:
@@ -90,73 +102,201 @@ async def try_to_write(connection: aiomqtt.Client, topics: Iterable[str]) -> set
     return taken
 
 
-@pytest.fixture
-async def guarded(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A broker with the ACL of site hq, where `root` may do everything and a password is the user's name."""
+# ── everybody at everything ──────────────────────────────────────────────────────────────────────
+
+# Who may write and read each family of topics. `own`: only what bears its name; for a gateway, what
+# bears the name of one of its adapters. `eyes` is a gateway of which the centre sees the public topics.
+WRITERS = {
+    "events": "adapter correlator gateway eyes",
+    "sightings": "correlator eyes",
+    "deliveries": "own-publisher eyes",
+    "sensors": "adapter gateway eyes",
+    "services": "own-adapter own-correlator own-publisher own-gateway eyes",
+    "custody": "correlator publisher",
+    "commands": "operator",
+    "replies": "adapter correlator publisher gateway",
+}
+READERS = {
+    "events": "correlator operator reader",
+    "sightings": "publisher operator reader",
+    "deliveries": "operator reader",
+    "sensors": "operator reader",
+    "services": "operator reader",
+    "custody": "own-adapter own-correlator own-publisher own-gateway operator",
+    "commands": "own-adapter own-correlator own-publisher own-gateway operator",
+    "replies": "operator",
+}
+SITES = {gateway.site: gateway for gateway in GATEWAYS}
+
+
+def state_of(site: str) -> str:
+    """Where Mosquitto says whether the bridge of a site is there."""
+    return f"$SYS/broker/connection/tocsin-{site}-gateway/state"
+
+
+def may(who: str, access: str, topic: str) -> bool:
+    """Whether `who` may do that: NAME at the broker of site hq, or NAME or NAME@SITE at the centre."""
+    name, _, site = who.partition("@")
+    for other in SITES:
+        if topic == state_of(other):
+            return site in ("", other) and (name == "gateway" if access == "write" else name in PEOPLE)
+    levels = topic.split("/")
+    if levels[:2] != ["tocsin", "v1"] or levels[2] != (site or levels[2]) or levels[2] not in SITES:
+        return False
+    eyes = SITES[levels[2]].eyes_only
+    role = name if name in ("correlator", "gateway", *PEOPLE) else re.findall("adapter|publisher", name)[-1]
+    role = "eyes" if eyes and role == "gateway" else role
+    family, thing = levels[3:5]
+    allowed = (WRITERS if access == "write" else READERS)[family].split()
+    if eyes and family == "commands" and access == "write":
+        return False
+    bears = (
+        thing.startswith("adapter-") if role == "gateway" else thing in (name, name.split("-publisher")[0])
+    )
+    return role in allowed or (f"own-{role}" in allowed and bears)
+
+
+class Client:
+    """One connection to the broker, which collects the topics that it hears."""
+
+    def __init__(self) -> None:
+        self.heard: set[str] = set()
+        self._connection = Connection(self._on_message)
+
+    def _on_message(self, message: Message) -> None:
+        self.heard.add(message.topic)
+        message.ack()
+
+    async def connect(self, endpoint: Endpoint, name: str, will: mqtt5.Will | None = None) -> None:
+        username, password = endpoint.login()
+        await self._connection.connect(
+            endpoint,
+            mqtt5.ConnectPacket(name, username=username, password=password, will=will, clean_start=True),
+        )
+
+    async def subscribe(self, filters: Iterable[str]) -> None:
+        await self._connection.subscribe([mqtt5.TopicFilter(each) for each in filters])
+
+    async def settle(self) -> None:
+        """Return when all that was due has come: an answer comes after it."""
+        await self.subscribe(["nothing/at/all"])
+
+    async def write(self, topics: Sequence[str], *, retain: bool = False) -> dict[str, int]:
+        """The broker's answer to each publication."""
+        answers: dict[str, int] = {}
+        done = asyncio.Event()
+
+        def answered(topic: str, code: mqtt5.PubAckReasonCode) -> None:
+            answers[topic] = code.value
+            if len(answers) == len(topics):
+                done.set()
+
+        for topic in topics:
+            self._connection.publish(topic, b"", retain=retain, acked=partial(answered, topic))
+        async with asyncio.timeout(20):
+            await done.wait()
+        return answers
+
+    async def disconnect(self) -> None:
+        await self._connection.disconnect()
+
+
+async def walk(
+    as_whom: Callable[[str], Endpoint], everybody: Sequence[str], topics: Sequence[str]
+) -> list[str]:
+    """Let everybody try everything; what differs from the promise. `root` may do everything."""
+    ways: dict[str, Callable[[str], Sequence[str]]] = {
+        "by #": lambda who: ["#", "$SYS/broker/connection/#"],
+        "by name": lambda who: topics,
+        "by a shared #": lambda who: [f"$share/{who}/#", "$SYS/broker/connection/#"],
+    }
+    root = Client()
+    await root.connect(as_whom("root"), "root")
+    clients = {(who, way): Client() for who in everybody for way in ways}
+    wrong: list[str] = []
+
+    def compare(who: str, access: str, how: str, found: set[str]) -> None:
+        promised = {topic for topic in topics if may(who, access, topic)}
+        wrong.extend(f"{who} can {access} {topic} {how}" for topic in sorted(found - promised))
+        wrong.extend(f"{who} can't {access} {topic} {how}" for topic in sorted(promised - found))
+
+    for (who, way), client_ in clients.items():
+        await client_.connect(as_whom(who), f"{who} {way}")
+        await client_.subscribe(ways[way](who))
+    assert set((await root.write(topics)).values()) == {0}
+    for (who, way), client_ in clients.items():
+        await client_.settle()
+        compare(who, "read", way, client_.heard)
+    for who in everybody:
+        answers = await clients[who, "by #"].write(topics)
+        assert set(answers.values()) <= {0, 16, NOT_AUTHORISED}
+        compare(who, "write", "", {topic for topic, code in answers.items() if code != NOT_AUTHORISED})
+    for client_ in clients.values():
+        await client_.disconnect()
+    await root.disconnect()
+    return wrong
+
+
+@asynccontextmanager
+async def gateways_broker(
+    folder: Path, certificates: Path, rules: str, users: Sequence[str], more: str = ""
+) -> AsyncIterator[tuple[int, int]]:
+    """mosquitto.conf as it stands but for its paths and ports, and with `more`. Yields the ports: with
+    certificates, and with passwords, which are the users' names."""
     require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
-    rules = acl("hq", SERVICES) + "\nuser root\ntopic readwrite #\n"
-    security = Security(rules, passwords={name: name for name in [*IDENTITIES, "root"]})
-    async with Broker(tmp_path / "broker", security=security) as broker:
-        yield broker
-
-
-def granted(identity: str, access: str) -> set[str]:
-    role = identity if identity in ("operator", "reader") else role_of(identity)
-    own = {"service": identity, "target": identity.removesuffix("-publisher")}
-    patterns = [
-        f"tocsin/v1/hq/{grant.topic.format_map(own)}"
-        for grant in GRANTS
-        if grant.role == role and grant.access == access
-    ]
-    return {topic for topic in TOPICS if any(matches(pattern, topic) for pattern in patterns)}
-
-
-@pytest.mark.parametrize("identity", IDENTITIES)
-async def test_everyone_writes_and_reads_what_is_granted_and_nothing_else(
-    guarded: Broker, identity: str
-) -> None:
-    async with (
-        client(guarded.port, username=identity, password=identity) as tried,
-        client(guarded.port, username="root", password="root") as root,
+    ports = free_port(), free_port()
+    listen = f"{ports[0]} 127.0.0.1", f"{ports[1]} 127.0.0.1"
+    async with mosquitto(
+        install(folder, certificates, rules, listen=listen, users=users, more=more), folder, ports[1]
     ):
-        await tried.subscribe("#", qos=1)
-        assert await try_to_write(root, TOPICS) == set(TOPICS)
-        # Answered after all that was due, so nothing more is to come.
-        await tried.unsubscribe("#")
-        heard = {str(tried._queue.get_nowait().topic) for _ in range(len(tried.messages))}
-        assert heard == granted(identity, "read")
-        assert await try_to_write(tried, TOPICS) == granted(identity, "write")
+        yield ports
 
 
-@pytest.mark.parametrize(
-    ("identity", "forbidden"),
-    [
-        (
-            "adapter-dc09",
-            [
-                HQ.sighting("smoke", "kitchen"),
-                HQ.custody("adapter-dc09"),
-                HQ.delivery("vms", "kitchen"),
-                HQ.service("adapter-webhook"),
-                HQ.command("vms-publisher", "replay"),
-            ],
-        ),
-        ("correlator", [HQ.delivery("vms", "kitchen"), HQ.sensor("kitchen")]),
-        (
-            "vms-publisher",
-            [
-                HQ.event("smoke", "kitchen"),
-                HQ.sighting("smoke", "kitchen"),
-                HQ.delivery("camio", "kitchen"),
-            ],
-        ),
-        ("operator", [HQ.event("smoke", "kitchen"), HQ.custody("adapter-dc09")]),
-        ("reader", TOPICS),
-    ],
-)
-async def test_what_must_never_be_writable(guarded: Broker, identity: str, forbidden: list[str]) -> None:
-    async with client(guarded.port, username=identity, password=identity) as connection:
-        assert await try_to_write(connection, forbidden) == set()
+@pytest.mark.parametrize(("who", "heard"), [("adapter-dc09", True), ("reader", False)])
+async def test_a_last_will_is_no_way_round(tmp_path: Path, certificates: Path, who: str, heard: bool) -> None:
+    event = HQ.event("smoke", "kitchen")
+    rules = acl("hq", SERVICES)
+    async with gateways_broker(tmp_path, certificates, rules, ["operator", who]) as (_, port):
+
+        def as_whom(name: str) -> Endpoint:
+            url = f"mqtts://127.0.0.1:{port}"
+            return Endpoint(url, certificates / "ca.crt", username=name, password=name)
+
+        watch, dying, heir = Client(), Client(), Client()
+        await watch.connect(as_whom("operator"), "watch")
+        await watch.subscribe(["#"])
+        await dying.connect(as_whom(who), who, mqtt5.Will(event, payload=b"forged"))
+        # A second client of that name takes its place: to the broker the first one died.
+        await heir.connect(as_whom(who), who)
+        await watch.settle()
+        assert (event in watch.heard) == heard
+        await heir.disconnect()
+        await watch.disconnect()
+
+
+@pytest.mark.parametrize("proof", ["certificate", "password"])
+@pytest.mark.parametrize("where", ["gateway", "centre"])
+async def test_everybody_can_do_what_is_promised_and_nothing_else(
+    tmp_path: Path, certificates: Path, where: str, proof: str
+) -> None:
+    if where == "gateway":
+        rules, everybody, topics = acl("hq", SERVICES), IDENTITIES, TOPICS
+    else:
+        rules, everybody = central_acl(GATEWAYS, AT_THE_CENTRE), CENTRAL
+        topics = [topic for site in SITES for topic in [*topics_of(site), state_of(site)]]
+        topics += ["tocsin/v1/other/events/smoke/kitchen", state_of("other")]
+    rules += "\nuser root\ntopic readwrite #\ntopic readwrite $SYS/broker/connection/#\n"
+    async with gateways_broker(tmp_path, certificates, rules, [*everybody, "root"]) as (tls_port, word_port):
+
+        def as_whom(name: str) -> Endpoint:
+            ca = certificates / "ca.crt"
+            if proof == "password" or name == "root":
+                return Endpoint(f"mqtts://127.0.0.1:{word_port}", ca, username=name, password=name)
+            own = certificates / name
+            return Endpoint(f"mqtts://127.0.0.1:{tls_port}", ca, Path(f"{own}.crt"), Path(f"{own}.key"))
+
+        wrong = await walk(as_whom, everybody, topics)
+    assert not wrong, "\n".join(wrong[:20])
 
 
 def test_each_copy_of_a_service_has_its_topics_and_no_other_service_has() -> None:
@@ -221,21 +361,22 @@ async def lets_in(
     return greeting.reason_code == mqtt5.ConnAckReasonCode.SUCCESS
 
 
-async def test_nobody_comes_in_without_credentials(guarded: Broker) -> None:
-    assert await lets_in(guarded.port, username="reader", password=b"reader")
-    assert not await lets_in(guarded.port, username="reader", password=b"wrong")
-    assert not await lets_in(guarded.port, username="reader")
-    assert not await lets_in(guarded.port)
+async def test_nobody_comes_in_without_credentials(tmp_path: Path) -> None:
+    require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
+    security = Security(acl("hq", SERVICES), passwords={"reader": "word"})
+    async with Broker(tmp_path / "broker", security=security) as guarded:
+        assert await lets_in(guarded.port, username="reader", password=b"word")
+        assert not await lets_in(guarded.port, username="reader", password=b"wrong")
+        assert not await lets_in(guarded.port, username="reader")
+        assert not await lets_in(guarded.port)
 
 
 @asynccontextmanager
-async def mosquitto(conf: str, folder: Path, ready: int) -> AsyncIterator[None]:
-    path = folder / "mosquitto.conf"
-    path.write_text(conf + ("\nuser root\n" if os.geteuid() == 0 else ""))
+async def mosquitto(argv: Sequence[str], folder: Path, ready: int) -> AsyncIterator[None]:
+    """Runs the broker; it is there when it listens on the port `ready`."""
     with (folder / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            str(find_mosquitto()), "-c", str(path), stdout=log, stderr=log
-        )
+        process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log)
+    (folder / "pid").write_text(str(process.pid))
     try:
         async with asyncio.timeout(10):
             while True:
@@ -253,31 +394,13 @@ async def mosquitto(conf: str, folder: Path, ready: int) -> AsyncIterator[None]:
         await process.wait()
 
 
-async def test_the_gateways_configuration(
-    tmp_path: Path, certificates: Path, free_ports: tuple[int, int]
-) -> None:
-    """mosquitto.conf as it stands, but for its paths and ports."""
-    require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
-    with_certificate, with_password = free_ports
-    conf = (ROOT / "mosquitto" / "mosquitto.conf").read_text()
-    for old, new in {
-        "listener 8883": f"listener {with_certificate} 127.0.0.1",
-        "listener 8884": f"listener {with_password} 127.0.0.1",
-        "/mosquitto/certs": str(certificates),
-        "/mosquitto/config": str(tmp_path),
-        "/mosquitto/data": str(tmp_path),
-        "log_dest stdout": f"log_dest file {tmp_path}/mosquitto.log",
-    }.items():
-        assert old in conf
-        conf = conf.replace(old, new)
-    (tmp_path / "acl").write_text(acl("hq", SERVICES, [Extra("zigbee2mqtt", "readwrite", "zigbee2mqtt/#")]))
-    passwords = tmp_path / "passwords"
-    passwords.write_text("zigbee2mqtt:word\n")
-    tool = str(find_mosquitto("mosquitto_passwd"))
-    await (await asyncio.create_subprocess_exec(tool, "-U", str(passwords))).wait()
-
+async def test_the_gateways_configuration(tmp_path: Path, certificates: Path) -> None:
+    rules = acl("hq", SERVICES, [Extra("zigbee2mqtt", "readwrite", "zigbee2mqtt/#")])
     event, sighting = HQ.event("smoke", "kitchen"), HQ.sighting("smoke", "kitchen")
-    async with mosquitto(conf, tmp_path, with_certificate):
+    async with gateways_broker(tmp_path, certificates, rules, ["zigbee2mqtt"]) as (
+        with_certificate,
+        with_password,
+    ):
         async with client(with_certificate, tls_context=tls(certificates, "adapter-dc09")) as adapter:
             assert await try_to_write(adapter, [event, sighting]) == {event}
         # The certificate says who it is, whatever user it claims to be.
@@ -292,53 +415,191 @@ async def test_the_gateways_configuration(
         assert await lets_in(with_certificate, own)
         assert not await lets_in(with_certificate, none)
         assert not await lets_in(with_certificate)
-        assert not await lets_in(with_certificate, none, "zigbee2mqtt", b"word")
+        assert not await lets_in(with_certificate, none, "zigbee2mqtt", b"zigbee2mqtt")
         assert not await lets_in(with_password, none)
         assert not await lets_in(with_password, own)
         assert not await lets_in(with_password, none, "zigbee2mqtt", b"wrong")
         async with client(
-            with_password, tls_context=none, username="zigbee2mqtt", password="word"
+            with_password, tls_context=none, username="zigbee2mqtt", password="zigbee2mqtt"
         ) as foreign:
             assert await try_to_write(foreign, TOPICS) == {"zigbee2mqtt/kitchen"}
 
 
-async def test_the_bridge(tmp_path: Path, free_ports: tuple[int, int]) -> None:
-    """bridge.conf.example carries what a gateway says to the centre, and commands back, no more."""
-    require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
-    central, gateway = free_ports
-    bridge = (ROOT / "mosquitto" / "bridge.conf.example").read_text()
-    bridge = bridge.replace("central.example:8883", f"127.0.0.1:{central}")
-    bridge = re.sub(r"(?m)^bridge_(cafile|certfile|keyfile) .*\n", "", bridge)
-    plain = (ROOT / "mosquitto" / "plain.conf").read_text()
-    for name in ("central", "gateway"):
-        (tmp_path / name).mkdir()
+class Site:
+    """What test clients say and hear at one broker, over TLS."""
+
+    def __init__(self, port: int, certificates: Path, who: str) -> None:
+        self._client = client(port, tls_context=tls(certificates, who), identifier=f"{who} of the test")
+
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        await self._client.subscribe([("tocsin/#", 1), ("$SYS/broker/connection/#", 1)])
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._client.__aexit__(None, None, None)
+
+    async def say(self, topic: str, payload: str, *, retain: bool = False) -> None:
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.ResponseTopic = HQ.custody("adapter-dc09")
+        properties.CorrelationData = b"\x00id"
+        await self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
+
+    async def hear(self, last: str) -> list[tuple[str, str]]:
+        """Topic and payload of everything until the payload `last` has come."""
+        heard: list[tuple[str, str]] = []
+        async with asyncio.timeout(20):
+            async for message in self._client.messages:
+                heard.append((str(message.topic), message.payload.decode()))
+                properties = cast(Any, message.properties)
+                if str(message.topic).startswith("tocsin/") and not message.retain:
+                    assert properties.ResponseTopic == HQ.custody("adapter-dc09")
+                    assert properties.CorrelationData == b"\x00id"
+                if heard[-1][1] == last:
+                    break
+        return heard
+
+
+@asynccontextmanager
+async def bridged(folder: Path, eyes_only: bool) -> AsyncIterator[tuple[Path, Path, int, int]]:
+    """A gateway's broker joined to a central one, each with a CA of its own: the folders of their
+    certificates, and their ports."""
+    at_home, central = folder / "at-home", folder / "central-certs"
+    make_certs(at_home, "127.0.0.1", *IDENTITIES)
+    gateway = Gateway("hq", () if eyes_only else ADAPTERS, eyes_only)
+    make_certs(central, "127.0.0.1", *identities([gateway], AT_THE_CENTRE))
+    for name, copy in {"ca.crt": "central-ca.crt", "gateway@hq.crt": "gateway.crt"}.items():
+        (at_home / copy).write_bytes((central / name).read_bytes())
+    (at_home / "gateway.key").write_bytes((central / "gateway@hq.key").read_bytes())
+    for name in ("centre", "gateway"):
+        (folder / name).mkdir()
+    rules = central_acl([gateway], AT_THE_CENTRE)
+    # Somebody at the gateway who may write what no service there writes.
+    own = acl("hq", SERVICES) + "\nuser operator\ntopic readwrite #\n"
+    async with gateways_broker(folder / "centre", central, rules, []) as (centre_port, _):
+        conf = bridge_conf(gateway, f"127.0.0.1:{centre_port}", str(at_home))
+        async with gateways_broker(folder / "gateway", at_home, own, [], conf) as (port, _):
+            yield at_home, central, port, centre_port
+
+
+async def test_a_gateway_with_its_correlator_at_the_centre(tmp_path: Path) -> None:
+    event, command = HQ.event("smoke", "kitchen"), HQ.command("adapter-dc09", "test")
+    async with bridged(tmp_path, eyes_only=False) as (at_home, central, port, centre_port):
+        async with (
+            Site(centre_port, central, "operator") as watch,
+            Site(centre_port, central, "correlator@hq") as centre,
+            Site(port, at_home, "operator") as home,
+        ):
+            # The bridge may come up after us: retained, the status waits for it.
+            await home.say(HQ.service("adapter-dc09"), "online", retain=True)
+            await watch.hear("online")
+            await home.say(HQ.sensor("kitchen"), "alive", retain=True)
+            for nothing_of_ours in (
+                HQ.custody("adapter-dc09"),
+                HQ.sighting("smoke", "kitchen"),
+                HQ.service("correlator"),
+                Topics("depot").event("smoke", "kitchen"),
+            ):
+                await home.say(nothing_of_ours, "stays here")
+            await home.say(event, "up")
+            await home.say(HQ.reply("console"), "last of home")
+            up = await watch.hear("last of home")
+            assert [each for each in up if each[1] not in ("1", "online")] == [
+                (HQ.sensor("kitchen"), "alive"),
+                (event, "up"),
+                (HQ.reply("console"), "last of home"),
+            ]
+            await centre.say(event, "folded")
+            await centre.say(HQ.sighting("smoke", "kitchen"), "stays there")
+            await centre.say(HQ.custody("correlator"), "stays there")
+            await centre.say(HQ.custody("adapter-webhook"), "receipt")
+            await watch.say(command, "test")
+            down = await home.hear("test")
+            home_said = ("online", "alive", "stays here", "up", "last of home")
+            assert [each for each in down if each[1] not in home_said] == [
+                (HQ.custody("adapter-webhook"), "receipt"),
+                (command, "test"),
+            ]
+            assert [said for _, said in down if said == "up"] == ["up"]  # its own, and no echo
+            # Nor has anything come back to the centre.
+            await home.say(HQ.reply("console"), "end")
+            again = [said for _, said in await watch.hear("end")]
+            assert again == ["folded", "stays there", "stays there", "receipt", "test", "end"]
+        async with Site(centre_port, central, "reader") as late:
+            kept = {(str(m.topic), m.payload) for m in [await anext(late._client.messages) for _ in range(3)]}
+        assert kept == {
+            (state_of("hq"), b"1"),
+            (HQ.service("adapter-dc09"), b"online"),
+            (HQ.sensor("kitchen"), b"alive"),
+        }
+
+
+async def test_a_gateway_that_is_only_looked_at(tmp_path: Path) -> None:
+    event = HQ.event("smoke", "kitchen")
     async with (
-        mosquitto(plain.replace("1883", str(central)), tmp_path / "central", central),
-        mosquitto(plain.replace("1883", str(gateway)) + bridge, tmp_path / "gateway", gateway),
-        client(central) as centre,
-        client(gateway) as site,
+        bridged(tmp_path, eyes_only=True) as (at_home, central, port, centre_port),
+        Site(centre_port, central, "operator") as watch,
+        Site(port, at_home, "operator") as home,
     ):
-        await centre.subscribe("tocsin/#", qos=1)
-        await site.subscribe("tocsin/v1/hq/commands/#", qos=1)
-        # The bridge may come up after us: retained, the status waits for it.
-        await site.publish(HQ.service("correlator"), b"online", qos=1, retain=True)
-        async with asyncio.timeout(15):
-            assert str((await anext(centre.messages)).topic) == HQ.service("correlator")
-        await site.publish(HQ.custody("adapter-dc09"), b"stays here", qos=1)
-        await site.publish(HQ.event("smoke", "kitchen"), b"event", qos=1)
-        await centre.publish(HQ.event("smoke", "forged"), b"not taken in", qos=1)
-        await centre.publish(HQ.command("vms-publisher", "replay"), b"all", qos=1)
-        async with asyncio.timeout(15):
-            seen: set[str] = set()
-            while len(seen) < 3:  # the status may come again with the bridge
-                seen |= {str((await anext(centre.messages)).topic)} - {HQ.service("correlator")}
-            command = await anext(site.messages)
-    assert seen == {
-        HQ.event("smoke", "kitchen"),
-        HQ.event("smoke", "forged"),
-        HQ.command("vms-publisher", "replay"),
-    }
-    assert command.payload == b"all"
+        await home.say(HQ.service("correlator"), "online", retain=True)
+        await watch.hear("online")
+        for private in (
+            HQ.custody("adapter-dc09"),
+            HQ.command("vms-publisher", "replay"),
+            HQ.reply("console"),
+        ):
+            await home.say(private, "stays here")
+        await home.say(event, "event")
+        await home.say(HQ.sighting("smoke", "kitchen"), "sighting")
+        await home.say(HQ.sensor("kitchen"), "alive", retain=True)
+        await home.say(HQ.delivery("vms", "kitchen"), "last")
+        up = await watch.hear("last")
+        assert [said for _, said in up if said not in ("1", "online")] == [
+            "event",
+            "sighting",
+            "alive",
+            "last",
+        ]
+
+
+async def test_a_gateway_that_is_gone_is_seen_to_be(tmp_path: Path) -> None:
+    """Mosquitto says so where it always says it, by the bridge's last will."""
+    async with (
+        bridged(tmp_path, eyes_only=False) as (_, central, _, centre_port),
+        Site(centre_port, central, "reader") as watch,
+    ):
+        await watch.hear("1")
+        os.kill(int((tmp_path / "gateway" / "pid").read_text()), signal.SIGKILL)
+        assert (await watch.hear("0"))[-1] == (state_of("hq"), "0")
+
+
+async def test_the_plain_configuration(tmp_path: Path) -> None:
+    """plain.conf as it stands: open, on this machine only."""
+    require_peer("mosquitto", find_mosquitto(), "scripts/get-mosquitto brings it")
+    conf, port = (ROOT / "mosquitto" / "plain.conf").read_text(), free_port()
+    assert re.findall("(?m)^listener .*", conf) == ["listener 1883 127.0.0.1"]
+    argv = command(tmp_path, conf.replace("1883", str(port)))
+    async with mosquitto(argv, tmp_path, port), client(port) as anybody:
+        assert await try_to_write(anybody, TOPICS) == set(TOPICS)
+
+
+def test_only_the_plain_configuration_is_open() -> None:
+    for conf in (ROOT / "mosquitto").glob("*.conf"):
+        opened = re.findall(r"(?m)^allow_anonymous true", conf.read_text())
+        assert bool(opened) == (conf.name == "plain.conf"), conf
+
+
+def test_the_example_is_what_the_generator_makes() -> None:
+    gateway = Gateway("hq", ("adapter-dc09", "adapter-webhook"))
+    assert (ROOT / "mosquitto" / "bridge.conf").read_text() == bridge_conf(gateway, "central.example:8883")
+
+
+@pytest.mark.parametrize("gateway", GATEWAYS, ids=lambda gateway: gateway.site)
+def test_nothing_is_carried_both_ways(gateway: Gateway) -> None:
+    ways = [{each for way, each in gateway.carried() if way == direction} for direction in ("out", "in")]
+    for topic in topics_of(gateway.site):
+        out, back = ([each for each in way if matches(each, topic)] for way in ways)
+        assert not (out and back), topic
 
 
 def test_every_service_on_disk_has_an_identity(capsys: pytest.CaptureFixture[str]) -> None:
@@ -366,12 +627,50 @@ def test_a_wrong_wish_is_refused(arguments: list[str], capsys: pytest.CaptureFix
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "made"),
+    [
+        (["conf", "hq", "central.example:8883"], bridge_conf(GATEWAYS[0], "central.example:8883")),
+        (["conf", "yard", "[::1]:8883", "--eyes-only"], bridge_conf(GATEWAYS[2], "[::1]:8883")),
+        (["acl", "hq", "depot", "--eyes-only", "yard"], central_acl(GATEWAYS, AT_THE_CENTRE)),
+        (["identities", "hq", "depot", "--eyes-only", "yard"], "\n".join(CENTRAL) + "\n"),
+    ],
+)
+def test_what_joins_gateways_is_printed(
+    arguments: list[str], made: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bridge_main(arguments) == 0
+    assert capsys.readouterr().out == made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["conf", "HQ", "central.example:8883"], "'HQ' is not the id of a site"),
+        (["conf", "hq", "central.example"], "HOST:PORT"),
+        (["conf", "hq", "central.example:8883\ntopic # both"], "HOST:PORT"),
+        (["conf", "hq", "central.example:8883", "--adapter", "correlator"], "only adapters"),
+        (["conf", "hq", "central.example:8883", "--adapter", "someone"], "not the name of a service"),
+        (["acl"], "name the sites"),
+        (["acl", "hq", "--eyes-only", "hq"], "twice"),
+    ],
+)
+def test_a_wrong_wish_for_a_bridge_is_refused(
+    arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bridge_main(arguments)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert why in captured.err
+
+
 def test_certificates_keep_their_authority(certificates: Path, tmp_path: Path) -> None:
     """A later run adds identities under the same CA."""
     for name in ("ca.crt", "ca.key"):
         (tmp_path / name).write_bytes((certificates / name).read_bytes())
     make_certs(tmp_path, "localhost", "late")
     assert (tmp_path / "ca.crt").read_bytes() == (certificates / "ca.crt").read_bytes()
-    command = ["openssl", "verify", "-CAfile", str(certificates / "ca.crt"), str(tmp_path / "late.crt")]
-    subprocess.run(command, check=True, capture_output=True)
+    verify = ["openssl", "verify", "-CAfile", str(certificates / "ca.crt"), str(tmp_path / "late.crt")]
+    subprocess.run(verify, check=True, capture_output=True)
     assert (tmp_path / "late.key").stat().st_mode & 0o077 == 0

@@ -1,0 +1,1 @@
+"""Gateways that are joined to a central broker by lines that fail; `python -m tests.bridge`."""
