@@ -26,7 +26,7 @@ from shared.events import ServiceStatus, ServiceStatusData, utcnow
 from shared.secrets import Secrets
 from shared.settings import Settings
 from shared.site import Follower, Site, SiteError
-from shared.store import StoreNewer
+from shared.store import StoreUnusable
 from shared.topics import Topics
 
 log = logging.getLogger("tocsin.service")
@@ -138,8 +138,8 @@ async def run(
     metrics.SITE_LOADED.set_to_current_time()
     try:
         await part.start()
-    except (StoreNewer, sqlite3.Error, OSError) as error:
-        log.critical("its store can't be opened: %s", error)
+    except (StoreUnusable, sqlite3.Error, OSError) as error:
+        log.critical("its store can't be used: %s", error)
         return 2
     _rest_collector()
     try:

@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from shared.custody import NUMBERS_SCHEMA, SEEN_SCHEMA
+from shared.custody import NUMBERS_SCHEMA, SEEN_SCHEMA, first_days, first_step
 from shared.delivery.target import Job
+from shared.store import Schema
 
-SCHEMA = (
-    """
+_WORK = """
 CREATE TABLE work(
   seq INTEGER PRIMARY KEY,
   lane TEXT NOT NULL,
@@ -28,8 +28,21 @@ CREATE TABLE work(
 CREATE INDEX work_waiting ON work(lane, rank, seq) WHERE dead IS NULL;
 CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
 """
-    + NUMBERS_SCHEMA
-    + SEEN_SCHEMA,
+
+SCHEMA = Schema(
+    (
+        first_step(
+            "work",
+            _WORK + NUMBERS_SCHEMA + SEEN_SCHEMA,
+            f"""
+DROP INDEX work_waiting;
+DROP INDEX work_dead;
+{_WORK}
+INSERT INTO work SELECT seq, lane, rank, attempted, tries, body, dead, dead_at FROM before;
+""",  # noqa: S608
+        ),
+    ),
+    first_days("work"),
 )
 
 
