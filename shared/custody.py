@@ -124,6 +124,22 @@ INSERT INTO outbox1 SELECT seq, id, topic, body, got FROM before WHERE lane <> 0
 )
 
 
+_OLDER_THAN_THE_WORLD = 1_000_000_000
+
+
+def holds(connection: sqlite3.Connection) -> dict[str, int]:
+    """How much an outbox holds."""
+    (events,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
+    (urgent,) = connection.execute("SELECT count(*) FROM outbox0").fetchone()
+    return {"events": events, "of life safety": urgent}
+
+
+def restored(connection: sqlite3.Connection) -> None:
+    """Make an outbox that comes from a backup fit to go on: it must not use again the numbers that it
+    gave out since."""
+    connection.execute("UPDATE numbers SET reserved = reserved + ?", (_OLDER_THAN_THE_WORLD,))
+
+
 class Numbers:
     """Numbers that only ever grow, over restarts too: they are reserved on disk by the thousand."""
 

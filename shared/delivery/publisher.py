@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -113,6 +114,7 @@ class Publisher(Part):
         self._wake = asyncio.Semaphore(0)
         self._numbers = Numbers()
         self._reviving = 0
+        self._restored: datetime | None = None
         self.outstanding = 0
         self.dead = 0
         self._loaders: set[asyncio.Task[None]] = set()
@@ -144,6 +146,8 @@ class Publisher(Part):
     def _take(self, sighting: Sighting, reply: str | None) -> None:
         event = sighting.data.event
         rank = LANES.get(event.data.severity, 1)
+        # What the store that this one replaces may have delivered is looked up first.
+        uncertain = self._restored is not None and event.recordedtime <= self._restored
         tasks: list[tuple[_Lane, _Task, bool]] = []
         rows = []
         for lane_id, camera in self.target.lanes(sighting):
@@ -159,9 +163,9 @@ class Publisher(Part):
             queue.newest = seq
             if ahead:
                 queue.loaded = seq
-            task = _Task(seq, rank, Job(event, camera))
+            task = _Task(seq, rank, Job(event, camera), uncertain)
             tasks.append((lane, task, ahead))
-            rows.append((seq, lane_id, rank, int(ahead), work.write_job(task.job)))
+            rows.append((seq, lane_id, rank, int(ahead or uncertain), work.write_job(task.job)))
         future = self._store.submit(self._write, (id_key(event.id), rows))
 
         def written(done: asyncio.Future[bool]) -> None:
@@ -509,6 +513,7 @@ class Publisher(Part):
 
     async def start(self) -> None:
         await self._store.open()
+        self._restored = work.restored_until(self.runtime.state_dir)
 
         def load(connection: sqlite3.Connection) -> tuple[list[tuple[str, int, int, int]], int]:
             self._seen.load(connection)
