@@ -125,17 +125,18 @@ async def test_what_was_delivered_since_the_backup_is_not_sent_again(here: Gatew
     world, target = World(here.folder, site_of(SITE, here.folder)), Told()
     target.gate.clear()
     target.workers = 1
-    in_backup, after, never = ([event() for _ in range(4)] for _ in range(3))
+    # More than a lane has in memory: of those on disk only, none was ever attempted.
+    in_backup, after, never = ([event() for _ in range(many)] for many in (60, 4, 4))
     file = here.folder.parent / "one.tar.gz"
     async with publisher(world, target) as part:
         for one in in_backup:
             world.hub.buses[-1].receive(sent(sighting(one)))
-        await until(lambda: len(receipted(world.hub)) == 4)
+        await until(lambda: len(receipted(world.hub)) == 60)
         assert await asyncio.to_thread(here.run, "backup", str(file)) == 0
         for one in after:
             world.hub.buses[-1].receive(sent(sighting(one)))
         target.gate.set()
-        await until(lambda: part.outstanding == 0 and len(target.got) == 8)
+        await until(lambda: part.outstanding == 0 and len(target.got) == 64)
     assert there.run("restore", str(file)) == 0
     world = World(there.folder, site_of(SITE, there.folder))
     target.calls.clear()
@@ -143,10 +144,10 @@ async def test_what_was_delivered_since_the_backup_is_not_sent_again(here: Gatew
         # An adapter whose store is as old brings what it had handed over, and what it had not.
         for one in (*after, *never):
             world.hub.buses[-1].receive(sent(sighting(one)))
-        await until(lambda: len(target.got) == 12 and part.outstanding == 0)
+        await until(lambda: len(target.got) == 68 and part.outstanding == 0)
         later = event(age=-120)
         world.hub.buses[-1].receive(sent(sighting(later)))
-        await until(lambda: len(target.got) == 13)
+        await until(lambda: len(target.got) == 69)
     assert sorted(target.ids()) == sorted(one.id for one in (*in_backup, *after, *never, later))
     looked_up = [id_ for verb, _, id_ in target.calls if verb == "find"]
     assert sorted(looked_up) == sorted(one.id for one in (*in_backup, *after, *never))
@@ -545,25 +546,29 @@ def test_harm(what: str, there: Gateway, capfd: pytest.CaptureFixture[str]) -> N
     said = capfd.readouterr().err
     assert "hanged" in said or "nothing was restored" in said
     assert "Traceback" not in said
+    assert ("it holds more than its manifest says" in said) == ("bomb" in what)
     assert there.tree() == before
     assert not victim.exists()
     assert not Path("/var/tmp/harm.db").exists()
 
 
 async def test_a_store_that_is_damaged_inside_or_none_is_not_put_in_place(
-    saved: Path, there: Gateway, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    here: Gateway, there: Gateway, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The check sums are right, and yet."""
-    with tarfile.open(saved) as tar:
-        content = (tar.extractfile(f"stores/{NAME}/outbox.db") or io.BytesIO()).read()
-    other = tmp_path / "other.db"
-    with closing(sqlite3.connect(other)) as connection:
+    await fill(here, *(f"id-{number:04}" for number in range(400)))
+    assert here.run("backup", str(tmp_path / "whole.tar.gz")) == 0
+    with tarfile.open(tmp_path / "whole.tar.gz") as tar:
+        whole = (tar.extractfile(f"stores/{NAME}/outbox.db") or io.BytesIO()).read()
+    with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
         connection.execute("CREATE TABLE songs(name)")
         connection.execute("PRAGMA user_version=1")
         connection.commit()
-    torn = bytearray(content)
-    torn[4096 * 3 : 4096 * 5] = os.urandom(4096 * 2)
-    for one in (bytes(torn), other.read_bytes()):
+    wrong = [(tmp_path / "other.db").read_bytes()]
+    for page in range(1, len(whole) // 4096):
+        wrong.append(whole[: page * 4096] + b"\xa5" * 4096 + whole[(page + 1) * 4096 :])
+    assert len(wrong) > 10
+    for one in wrong:
         file = tmp_path / "it.tar.gz"
         name = f"stores/{NAME}/outbox.db"
         file.write_bytes(packed([manifest(name, content=one), plain(name, one)]))
