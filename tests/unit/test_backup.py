@@ -565,8 +565,10 @@ async def test_a_store_that_is_damaged_inside_or_none_is_not_put_in_place(
         connection.execute("PRAGMA user_version=1")
         connection.commit()
     wrong = [(tmp_path / "other.db").read_bytes()]
-    for page in range(1, len(whole) // 4096):
-        wrong.append(whole[: page * 4096] + b"\xa5" * 4096 + whole[(page + 1) * 4096 :])
+    wrong += [
+        whole[: page * 4096] + b"\xa5" * 4096 + whole[(page + 1) * 4096 :]
+        for page in range(1, len(whole) // 4096)
+    ]
     assert len(wrong) > 10
     for one in wrong:
         file = tmp_path / "it.tar.gz"
