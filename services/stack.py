@@ -26,6 +26,8 @@ from services.run import MAKERS
 HOST = "127.0.0.1"
 SERVICES = ("adapter-dc09", "adapter-webhook", "adapter-mqtt", *MAKERS)
 """A gateway with devices that report by themselves."""
+COMMAND = (sys.executable, "-m", "services.cli")
+"""Tocsin's, of this tree."""
 _PATIENCE = 30.0
 
 
@@ -150,7 +152,7 @@ class Stack:
     """`site` is the content of a site file. Cameras' tokens come from the VMS simulator, and Camio's
     address, where the site has Camio, becomes that of its simulator. `options` are further settings
     of a service (`TOCSIN_…`), by its name. `security` is the broker's; the services' logins are then
-    in `options` and in the secret `mqtt_password`."""
+    in `options` and in the secret `mqtt_password`. `command` is Tocsin's, if not that of this tree."""
 
     def __init__(
         self,
@@ -162,6 +164,7 @@ class Stack:
         environ: Mapping[str, str] | None = None,
         options: Mapping[str, Mapping[str, str]] | None = None,
         security: Security | None = None,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self.directory = directory
         self.site_file = directory / "site.yaml"
@@ -180,6 +183,7 @@ class Stack:
             camio["base_url"] = f"http://{HOST}:{self.camio_port}/api/integrations"
         self._environ = {**os.environ, **(environ or {})}
         self._options = options or {}
+        self._command = command
         self.vms = self._simulator(
             "vms-simulator",
             "services.simulators.vms",
@@ -219,7 +223,7 @@ class Stack:
             "TOCSIN_METRICS_PORT": str(port),
             **self._options.get(name, {}),
         }
-        argv = [sys.executable, "-m", "services.cli", "run", name]
+        argv = [*self._command, "run", name]
         service = Service(name, argv, environ, self.logs_dir / f"{name}.log")
         service.metrics_port = port
         return service

@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ from typing import Any, Self
 from services import rooms
 from services.broker import Broker, free_port
 from services.simulate import Speaker, speaker
-from services.stack import HOST, SERVICES, Stack
+from services.stack import COMMAND, HOST, SERVICES, Stack
 from shared.events import Kind
 from shared.secrets import Secrets
 from shared.site import load
@@ -106,10 +107,19 @@ class Count:
 class World:
     """Everything runs between `async with`. `report` makes devices report, `count` counts."""
 
-    def __init__(self, directory: Path, *, timeout: float = 2.0, store_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        timeout: float = 2.0,
+        store_bytes: int | None = None,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        """`command` is Tocsin's, if the services are not to be of this tree."""
         self._ports = {"dc09": free_port(), "webhook": free_port()}
         self._directory = directory
         self._timeout = timeout
+        self._command = command
         self.foreign = Broker(directory / "foreign")
         self._options: dict[str, dict[str, str]] = {}
         if store_bytes is not None:
@@ -155,7 +165,12 @@ class World:
             self._options[name] = {**self._options.get(name, {}), **environ}
         self.stack = await self._opened.enter_async_context(
             Stack(
-                self._directory, site, services=SERVICES, secrets={**keys, "camio": ""}, options=self._options
+                self._directory,
+                site,
+                services=SERVICES,
+                secrets={**keys, "camio": ""},
+                options=self._options,
+                command=self._command,
             )
         )
         all_rooms = rooms.names()
