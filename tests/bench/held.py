@@ -40,7 +40,8 @@ class Step:
 
 def report(number: int, details: int) -> tuple[str, bytes]:
     topic, body = payload(number, _SENSORS)
-    more = {"text": "x" * details} if details else {}
+    # In pieces: what is long is cut, and what is long and without a space is taken for a picture.
+    more = {f"text_{number}": "it says " * 32 for number in range(details // 256)}
     return topic, orjson.dumps({**orjson.loads(body), **more})
 
 
@@ -121,7 +122,9 @@ async def run(events: int, details: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m tests.bench.held", description=__doc__.split("\n\n")[0])
     parser.add_argument("--events", type=int, default=10_000, help="held in the last step (default: 10000)")
-    parser.add_argument("--details", type=int, default=0, metavar="BYTES", help="of text in each event more")
+    parser.add_argument(
+        "--details", type=int, default=0, metavar="BYTES", help="more text in each event, by 256"
+    )
     args = parser.parse_args()
     asyncio.run(run(args.events, args.details))
 

@@ -222,7 +222,8 @@ async def test_givers_are_saved_before_takers(here: Gateway) -> None:
         manifest = orjson.loads((tar.extractfile("manifest.json") or io.BytesIO()).read())
     assert manifest["site"] == "hq"
     assert manifest["tocsin"] == __version__
-    assert [file.get("schema") for file in manifest["files"]] == [1, 1, 1, 1, None]
+    versions = [OUTBOX_SCHEMA.version] * 2 + [work.SCHEMA.version] * 2
+    assert [file.get("schema") for file in manifest["files"]] == [*versions, None]
 
 
 async def test_secrets_are_saved_only_if_asked_and_then_it_is_said(
@@ -446,7 +447,8 @@ async def test_a_newer_store_is_refused(
     assert here.run("backup", str(here.folder / "it.tar.gz")) == 0  # saved it may be
     assert there.run("restore", str(here.folder / "it.tar.gz")) == 1
     said = capfd.readouterr().err
-    assert "has version 2, this Tocsin knows up to 1: restore with Tocsin" in said
+    known = OUTBOX_SCHEMA.version
+    assert f"has version {known + 1}, this Tocsin knows up to {known}: restore with Tocsin" in said
     assert there.tree() == {}
 
 
