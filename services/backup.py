@@ -219,7 +219,7 @@ def _tell_backup(target: Path | None, manifest: Manifest, settings: Settings) ->
 
 
 def _in_words(file: File) -> str:
-    return ", ".join(f"{number} {what}" for what, number in file.holds.items())
+    return ", ".join(f"{what} {number}" for what, number in file.holds.items())
 
 
 def _amount(size: float) -> str:

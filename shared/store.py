@@ -415,7 +415,10 @@ class Store:
     def _checkpointed(self, mode: str, connection: sqlite3.Connection | None) -> None:
         try:
             if connection is not None:
+                # Not to wait for who reads, such as a backup: nothing is committed meanwhile.
+                connection.execute("PRAGMA busy_timeout=0")
                 connection.execute(f"PRAGMA wal_checkpoint({mode})")
+                connection.execute("PRAGMA busy_timeout=5000")
             else:
                 with contextlib.closing(sqlite3.connect(self.path, timeout=5)) as own:
                     own.execute(f"PRAGMA wal_checkpoint({mode})")
