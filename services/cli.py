@@ -23,6 +23,8 @@ custom event, with all that it said, on each camera that sees it.
   tocsin watch                    follow events from sensor to camera, live
   tocsin dead-letters list        what a target has refused, and why
   tocsin simulate panel …         speak as a device of the site file, to try it
+  tocsin backup DIR               what is held, and the site file, in one archive, while all goes on
+  tocsin restore ARCHIVE          put it back
 """
 
 
@@ -104,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--all", action="store_true", help="all of them")
         _settings(sub, _ON_THE_BUS)
 
+    _backup_parsers(commands)
+
     simulate = commands.add_parser(
         "simulate",
         help="speak as a device of the site file",
@@ -155,6 +159,72 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_BACKUP = """\
+Copy the stores below --state-dir, and the site file, into one archive (a .tar.gz with a manifest and
+check sums, readable by its owner only). Services may run: each store is copied as it is at one instant,
+and what passes from one to another meanwhile is in at least one of the copies.
+
+A store holds what is not delivered yet, the dead letters, and the ids and states already known. So a
+backup protects what is held up, as while a target is away for days; an hour later it is an hour old.
+Secrets are left out unless you ask for them; certificates and keys of TLS are never in it.
+"""
+_BACKUP_MORE = """\
+DIR gets a file named by the site and the time; a FILE must not exist; - is standard output.
+
+  tocsin backup /backup/                                a gateway: all services of STATE/<service>/
+  tocsin backup /backup/ --secrets                      with the secrets, in clear: guard the file
+  docker compose exec -T vms-publisher tocsin backup - > vms.tar.gz
+                                                        one service, from inside its container
+
+Exit code 0: the archive is whole and on disk. 1: there is none, and the reason was said.
+"""
+_RESTORE = """\
+Put back what `tocsin backup` saved, below --state-dir, --site and --secrets-dir. Stop the services
+first: a store in use is refused. Everything is checked before anything is changed: each file against
+its check sum, each store's integrity and version. An older store is brought up to date.
+
+Nothing that is there is overwritten unless you say --overwrite, and then it is kept beside, as
+NAME.before-<time>.
+
+What was delivered after the backup was made is in it as not yet delivered. Publishers look for each such
+event at the VMS before they send it, so it does not come twice there. Camio can't be searched: there
+it does. Events that came and went after the backup was made are not in it.
+"""
+_RESTORE_MORE = """\
+  tocsin restore tocsin-hq-20261122T081500Z.tar.gz --dry-run      what is in it, and is it whole?
+  tocsin restore tocsin-hq-20261122T081500Z.tar.gz                all of a gateway
+  docker compose run --rm -T vms-publisher tocsin restore - < vms.tar.gz
+                                                                  one service, in its container
+
+Exit code 0: restored. 1: refused, nothing was changed. 2: the archive is damaged, nothing was changed.
+"""
+_OF_FILES = ("site", "state_dir", "secrets_dir")
+
+
+def _backup_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    backup = commands.add_parser(
+        "backup",
+        help="save stores and site file in one archive",
+        description=_BACKUP, epilog=_BACKUP_MORE, formatter_class=raw,
+    )  # fmt: skip
+    backup.add_argument("to", metavar="DIR|FILE|-", help="where to write it")
+    backup.add_argument("--secrets", action="store_true", help="the secrets too, in clear")
+    backup.add_argument("--without-site", action="store_true", help="only the stores")
+    restore = commands.add_parser(
+        "restore",
+        help="put a backup back",
+        description=_RESTORE, epilog=_RESTORE_MORE, formatter_class=raw,
+    )  # fmt: skip
+    restore.add_argument("archive", metavar="ARCHIVE|-", help="what `tocsin backup` wrote")
+    restore.add_argument("--secrets", action="store_true", help="its secrets too, if it has them")
+    restore.add_argument("--without-site", action="store_true", help="leave the site file as it is")
+    restore.add_argument("--overwrite", action="store_true", help="move aside what is there")
+    restore.add_argument("--dry-run", action="store_true", help="check the archive, say what is in it")
+    for each in (backup, restore):
+        _settings(each, _OF_FILES)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = _parser().parse_args(argv)
@@ -195,6 +265,14 @@ def _dispatch(args: argparse.Namespace) -> int:
             from services import dead_letters  # noqa: PLC0415
 
             return asyncio.run(dead_letters.main(Settings.of(options), args))
+        case "backup":
+            from services import backup  # noqa: PLC0415
+
+            return backup.backup(Settings.of(options), args)
+        case "restore":
+            from services import backup  # noqa: PLC0415
+
+            return backup.restore(Settings.of(options), args)
         case "simulate":
             from services import simulate  # noqa: PLC0415
 

@@ -27,6 +27,8 @@ from shared import copies
 HOST = "127.0.0.1"
 SERVICES = ("adapter-dc09", "adapter-webhook", "adapter-mqtt", *MAKERS)
 """A gateway with devices that report by themselves."""
+COMMAND = (sys.executable, "-m", "services.cli")
+"""Tocsin's, of this tree."""
 _PATIENCE = 30.0
 
 
@@ -155,7 +157,8 @@ class Stack:
     address, where the site has Camio, becomes that of its simulator. Copies of a service are services, by
     their names (`vms-publisher-1`). `options` are further settings of a service (`TOCSIN_…`), by its name,
     and for all its copies. `security` is the broker's; the services' logins are then
-    in `options` and in the secret `mqtt_password`. `broker` takes the place of the usual one."""
+    in `options` and in the secret `mqtt_password`. `broker` takes the place of the usual one, `command` that
+    of this tree's Tocsin."""
 
     def __init__(
         self,
@@ -168,6 +171,7 @@ class Stack:
         options: Mapping[str, Mapping[str, str]] | None = None,
         security: Security | None = None,
         broker: Broker | None = None,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self.directory = directory
         self.site_file = directory / "site.yaml"
@@ -186,6 +190,7 @@ class Stack:
             camio["base_url"] = f"http://{HOST}:{self.camio_port}/api/integrations"
         self._environ = {**os.environ, **(environ or {})}
         self._options = options or {}
+        self._command = command
         self.vms = self._simulator(
             "vms-simulator",
             "services.simulators.vms",
@@ -228,7 +233,7 @@ class Stack:
             **self._options.get(name, {}),
             **({"TOCSIN_COPY": str(copy)} if copy else {}),
         }
-        argv = [sys.executable, "-m", "services.cli", "run", base]
+        argv = [*self._command, "run", base]
         service = Service(name, argv, environ, self.logs_dir / f"{name}.log")
         service.metrics_port = port
         return service

@@ -33,22 +33,24 @@ import msgspec
 
 from shared.bus import Bus, Message
 from shared.events import PLAIN_JSON, Malformed, Receipt, Severity
-from shared.store import Store, StoreFull
+from shared.store import Schema, Store, StoreFull, execute_all, version_of
 from shared.topics import Topics
 
 log = logging.getLogger("tocsin.custody")
 
-SEEN_SCHEMA = """
+_SEEN_STATE = "CREATE TABLE seen_state(current INTEGER NOT NULL, since INTEGER NOT NULL);"
+SEEN_SCHEMA = f"""
 CREATE TABLE seen0(key BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE seen1(key BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE seen_state(current INTEGER NOT NULL, since INTEGER NOT NULL);
+{_SEEN_STATE}
 INSERT INTO seen_state VALUES (0, 0);
-"""
+"""  # noqa: S608
 
-NUMBERS_SCHEMA = """
-CREATE TABLE numbers(reserved INTEGER NOT NULL);
+_NUMBERS = "CREATE TABLE numbers(reserved INTEGER NOT NULL);"
+NUMBERS_SCHEMA = f"""
+{_NUMBERS}
 INSERT INTO numbers VALUES (0);
-"""
+"""  # noqa: S608
 
 # A table for each lane, and numbers without AUTOINCREMENT: an event then changes three pages of the
 # store, not five, and the pages are what a commit writes.
@@ -62,18 +64,89 @@ CREATE TABLE outboxN(
 );
 CREATE INDEX outboxN_parked ON outboxN(seq) WHERE got IS NOT NULL;
 """
-OUTBOX_SCHEMA = (
+_LANES_SCHEMA = (
     _LANE_SCHEMA.replace("outboxN", "outbox0")  # noqa: S608
     + _LANE_SCHEMA.replace("outboxN", "outbox1")
     + """
 CREATE VIEW outbox AS
   SELECT seq, id, 0 AS lane, topic, body, got FROM outbox0
   UNION ALL SELECT seq, id, 1 AS lane, topic, body, got FROM outbox1;
-CREATE TABLE memory(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-    + NUMBERS_SCHEMA
-    + SEEN_SCHEMA,
 )
+_MEMORY_SCHEMA = "CREATE TABLE memory(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
+
+
+def first_days(table: str) -> Callable[[sqlite3.Connection], int]:
+    """For `Schema.version_of`. In its first days a store's `table` counted by itself (AUTOINCREMENT). Such
+    a store says that it is version 1, like those after it; here it is what comes before."""
+
+    def version(connection: sqlite3.Connection) -> int:
+        counts = connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ? AND sql LIKE '%AUTOINCREMENT%'",
+            (table,),
+        )
+        return 0 if counts.fetchone() else version_of(connection)
+
+    return version
+
+
+def first_step(table: str, new: str, from_first_days: str) -> Callable[[sqlite3.Connection], None]:
+    """Makes version 1 of a store: `new` from nothing, or else by what is common to all stores of the
+    first days and `from_first_days`, which finds the old table renamed to `before`."""
+
+    def step(connection: sqlite3.Connection) -> None:
+        tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,))
+        if tables.fetchone() is None:
+            execute_all(connection, new)
+            return
+        execute_all(
+            connection,
+            f"""
+ALTER TABLE seen_state RENAME TO seen_state_before;
+{_SEEN_STATE}
+INSERT INTO seen_state SELECT current, since FROM seen_state_before;
+DROP TABLE seen_state_before;
+{_NUMBERS}
+INSERT INTO numbers VALUES (coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{table}'), 0));
+ALTER TABLE {table} RENAME TO before;
+{from_first_days}
+DROP TABLE before;
+""",  # noqa: S608
+        )
+
+    return step
+
+
+OUTBOX_SCHEMA = Schema(
+    (
+        first_step(
+            "outbox",
+            _LANES_SCHEMA + _MEMORY_SCHEMA + NUMBERS_SCHEMA + SEEN_SCHEMA,
+            f"""
+{_LANES_SCHEMA}
+INSERT INTO outbox0 SELECT seq, id, topic, body, got FROM before WHERE lane = 0;
+INSERT INTO outbox1 SELECT seq, id, topic, body, got FROM before WHERE lane <> 0;
+""",  # noqa: S608
+        ),
+    ),
+    first_days("outbox"),
+)
+
+
+_OLDER_THAN_THE_WORLD = 1_000_000_000
+
+
+def holds(connection: sqlite3.Connection) -> dict[str, int]:
+    """How much an outbox holds."""
+    (events,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
+    (urgent,) = connection.execute("SELECT count(*) FROM outbox0").fetchone()
+    return {"events": events, "of life safety": urgent}
+
+
+def restored(connection: sqlite3.Connection) -> None:
+    """Make an outbox that comes from a backup fit to go on: it must not use again the numbers that it
+    gave out since."""
+    connection.execute("UPDATE numbers SET reserved = reserved + ?", (_OLDER_THAN_THE_WORLD,))
 
 
 class Numbers:

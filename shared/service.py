@@ -17,7 +17,7 @@ import signal
 import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ from shared.events import ServiceStatus, ServiceStatusData, utcnow
 from shared.secrets import Secrets
 from shared.settings import Settings
 from shared.site import Follower, Site, SiteError
-from shared.store import Store, StoreNewer
+from shared.store import Schema, Store, StoreUnusable
 from shared.topics import Topics
 
 log = logging.getLogger("tocsin.service")
@@ -53,7 +53,7 @@ class Runtime:
         self._on_change: list[Callable[[], None]] = []
         self._troubles: dict[str, str] = {}
 
-    def store(self, name: str, schema: Sequence[str], *, full: str) -> Store:
+    def store(self, name: str, schema: Schema, *, full: str) -> Store:
         """The service's store, whose troubles are told; `full` says what it means that it is full."""
         store = Store(self.state_dir / name, schema, max_bytes=self.store_max_bytes)
         store.on_full = lambda is_full: self.trouble("store", full if is_full else None)
@@ -184,8 +184,8 @@ async def run(
     metrics.COPIES.labels(runtime.service).set(runtime.copies)
     try:
         await part.start()
-    except (StoreNewer, sqlite3.Error, OSError) as error:
-        log.critical("its store can't be opened: %s", error)
+    except (StoreUnusable, sqlite3.Error, OSError) as error:
+        log.critical("its store can't be used: %s", error)
         return 2
     _rest_collector()
     try:

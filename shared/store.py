@@ -18,8 +18,11 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from shared.lock import FolderInUse, FolderLock
 
 log = logging.getLogger("tocsin.store")
 
@@ -46,16 +49,85 @@ class StoreFull(Exception):
     """The store holds all that it may, or the disk is full: nothing was taken. Refuse the giver."""
 
 
-class StoreNewer(Exception):
+class StoreUnusable(Exception):
+    """The store can't be opened; nothing in it was changed. The text says why, and what to do."""
+
+
+class StoreNewer(StoreUnusable):
     """The store was written by a newer version of Tocsin."""
 
 
-class Store:
-    """`schema` is a list of SQL scripts: script N brings version N of the store to N + 1."""
+Step = str | Callable[[sqlite3.Connection], None]
+"""SQL statements, or code where SQL does not do. It runs inside a transaction and must not end it."""
 
-    def __init__(self, path: Path, schema: Sequence[str], *, max_bytes: int = 4 * 1024**3) -> None:
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """The version that a store says it has; 0 for an empty file."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A store's layout as numbered steps: step N brings version N - 1 to version N.
+
+    A step is never changed once stores were made by it: what is new is a new step at the end. It adds,
+    and leaves alone what it does not know. An older Tocsin refuses a store with a step more, so a step
+    costs the way back (docs/operations.md)."""
+
+    steps: Sequence[Step]
+    version_of: Callable[[sqlite3.Connection], int] = version_of
+
+    @property
+    def version(self) -> int:
+        return len(self.steps)
+
+    def migrate(self, connection: sqlite3.Connection) -> tuple[int, int]:
+        """Bring a store up to date, all steps in one transaction; the versions before and after.
+
+        Raises `StoreNewer` or sqlite3.Error, and has then changed nothing."""
+        before = self.version_of(connection)
+        if before > self.version:
+            raise StoreNewer(
+                f"it was written by a newer Tocsin (store version {before}, this one knows up to "
+                f"{self.version}): start that Tocsin again, or restore a backup that was made before the "
+                "upgrade (tocsin restore)"
+            )
+        if before < self.version:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                for step in self.steps[before:]:
+                    if isinstance(step, str):
+                        execute_all(connection, step)
+                    else:
+                        step(connection)
+                connection.execute(f"PRAGMA user_version={self.version}")
+                connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+        return before, self.version
+
+
+def execute_all(connection: sqlite3.Connection, script: str) -> None:
+    """Run statements one by one: `executescript` would commit before the first."""
+    statement = ""
+    for part in script.split(";"):
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+    connection.execute(statement)  # what is left is empty, a comment, or a mistake
+
+
+class Store:
+    """A store at `path`, which this process has for itself while it is open."""
+
+    def __init__(self, path: Path, schema: Schema, *, max_bytes: int = 4 * 1024**3) -> None:
         self.path = path
         self._schema = schema
+        self._lock = FolderLock(path.parent)
         self.max_bytes = max_bytes
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="store-checkpoint")
@@ -80,7 +152,7 @@ class Store:
         """Called for each commit that failed."""
 
     async def open(self) -> None:
-        """Open or create. Raises `StoreNewer`, or sqlite3.Error if it can't be used."""
+        """Open or create, and bring up to date. Raises `StoreUnusable`, or OSError."""
         self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -88,33 +160,53 @@ class Store:
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.take()
+        except FolderInUse as error:
+            raise StoreUnusable(str(error)) from None
+        try:
+            self._connect()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._grow_log()
+        self._measure()
+
+    def _connect(self) -> None:
         # Events hold names; SQLite gives its other files the mode of this one.
         self.path.touch(mode=0o600)
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(connection)
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, StoreUnusable):
+                raise type(error)(f"{self.path} can't be opened: {error}") from None
+            if isinstance(error, sqlite3.Error):
+                raise StoreUnusable(f"{self.path} can't be opened: {error}; {_remedy(error)}") from error
             raise
         self._connection = connection
-        self._grow_log()
-        self._measure()
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA secure_delete=OFF")
         connection.execute("PRAGMA cache_size=-500")
         connection.execute("PRAGMA busy_timeout=5000")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > len(self._schema):
-            raise StoreNewer(
-                f"{self.path} has version {version}, this Tocsin knows up to {len(self._schema)}: "
-                "run the newer Tocsin"
+        began = time.monotonic()
+        before, after = self._schema.migrate(connection)
+        if pages and before < after:
+            log.info(
+                "the store was brought up to date",
+                extra={
+                    "path": str(self.path),
+                    "from_version": before,
+                    "to_version": after,
+                    "seconds": round(time.monotonic() - began, 3),
+                },
             )
-        for number in range(version, len(self._schema)):
-            connection.executescript(f"BEGIN;{self._schema[number]};PRAGMA user_version={number + 1};COMMIT;")
 
     def _grow_log(self) -> None:
         """Give the log its size now: an fsync of a file that grows takes half as long again."""
@@ -147,6 +239,7 @@ class Store:
             if timer is not None:
                 timer.cancel()
         await self._loop.run_in_executor(self._writer, connection.close)
+        self._lock.release()
         self._writer.shutdown(wait=False)
         self._keeper.shutdown(wait=False)
 
@@ -325,13 +418,25 @@ class Store:
     def _checkpointed(self, mode: str, connection: sqlite3.Connection | None) -> None:
         try:
             if connection is not None:
+                # Not to wait for who reads, such as a backup: nothing is committed meanwhile.
+                connection.execute("PRAGMA busy_timeout=0")
                 connection.execute(f"PRAGMA wal_checkpoint({mode})")
+                connection.execute("PRAGMA busy_timeout=5000")
             else:
                 with contextlib.closing(sqlite3.connect(self.path, timeout=5)) as own:
                     own.execute(f"PRAGMA wal_checkpoint({mode})")
         except sqlite3.Error as error:
             log.warning("the store's log could not be checkpointed", extra={"error": str(error)})
         self._checkpointing = False
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    text = str(error)
+    if "full" in text:
+        return "make room on its disk and start again: nothing in it was changed"
+    if isinstance(error, sqlite3.OperationalError):
+        return "see that this user may write it and its folder, and start again"
+    return "it is damaged or no store: move it aside, or restore a backup (tocsin restore)"
 
 
 def _touch(connection: sqlite3.Connection, items: Sequence[Any]) -> None:

@@ -143,6 +143,7 @@ class Publisher(Part):
         self._wake = asyncio.Semaphore(0)
         self._numbers = Numbers()
         self._reviving = 0
+        self._restored: datetime | None = None
         self.outstanding = 0
         self.dead = 0
         self._beside: set[asyncio.Task[None]] = set()
@@ -321,6 +322,8 @@ class Publisher(Part):
         elsewhere = self._elsewhere.pop(event.id, None) if self._elsewhere else None
         doubted |= elsewhere is not None
         rank = LANES.get(event.data.severity, 1)
+        # What the store that this one replaces may have delivered is looked up first.
+        uncertain = self._restored is not None and event.recordedtime <= self._restored
         tasks: list[tuple[_Lane, _Task, bool]] = []
         rows = []
         for lane_id, camera in self.target.lanes(sighting):
@@ -336,9 +339,9 @@ class Publisher(Part):
             queue.newest = seq
             if ahead:
                 queue.loaded = seq
-            task = _Task(seq, rank, Job(event, camera), doubted=doubted)
+            task = _Task(seq, rank, Job(event, camera), uncertain, doubted=doubted)
             tasks.append((lane, task, ahead))
-            rows.append((seq, lane_id, rank, int(ahead or doubted), work.write_job(task.job)))
+            rows.append((seq, lane_id, rank, int(ahead or uncertain or doubted), work.write_job(task.job)))
         future = self._store.submit(self._write, (id_key(event.id), rows))
         if elsewhere is not None:
             future.add_done_callback(lambda _: self._object(elsewhere, (event.id,)))
@@ -699,6 +702,7 @@ class Publisher(Part):
 
     async def start(self) -> None:
         await self._store.open()
+        self._restored = work.restored_until(self.runtime.state_dir)
 
         def load(connection: sqlite3.Connection) -> tuple[list[tuple[str, int, int, int]], int]:
             self._seen.load(connection)

@@ -7,15 +7,16 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from shared.custody import NUMBERS_SCHEMA, SEEN_SCHEMA
+from shared.custody import NUMBERS_SCHEMA, SEEN_SCHEMA, first_days, first_step
 from shared.delivery.target import Job
+from shared.store import Schema
 
-SCHEMA = (
-    """
+_WORK = """
 CREATE TABLE work(
   seq INTEGER PRIMARY KEY,
   lane TEXT NOT NULL,
@@ -29,15 +30,65 @@ CREATE TABLE work(
 CREATE INDEX work_waiting ON work(lane, rank, seq) WHERE dead IS NULL;
 CREATE INDEX work_dead ON work(seq) WHERE dead IS NOT NULL;
 """
-    + NUMBERS_SCHEMA
-    + SEEN_SCHEMA,
-    """
+
+_SHARING = """
 CREATE TABLE sharing(
   copies INTEGER NOT NULL, before TEXT NOT NULL, changed INTEGER NOT NULL, doubted INTEGER NOT NULL
 );
 INSERT INTO sharing VALUES (1, '', 0, 0);
-""",
+"""
+
+SCHEMA = Schema(
+    (
+        first_step(
+            "work",
+            _WORK + NUMBERS_SCHEMA + SEEN_SCHEMA,
+            f"""
+DROP INDEX work_waiting;
+DROP INDEX work_dead;
+{_WORK}
+INSERT INTO work SELECT seq, lane, rank, attempted, tries, body, dead, dead_at FROM before;
+""",  # noqa: S608
+        ),
+        _SHARING,
+    ),
+    first_days("work"),
 )
+
+
+_RESTORED = "restored"
+
+
+def holds(connection: sqlite3.Connection) -> dict[str, int]:
+    """How much a publisher's store holds."""
+    (waiting,) = connection.execute("SELECT count(*) FROM work WHERE dead IS NULL").fetchone()
+    (dead,) = connection.execute("SELECT count(*) FROM work WHERE dead IS NOT NULL").fetchone()
+    return {"deliveries": waiting, "dead letters": dead}
+
+
+def restored(connection: sqlite3.Connection) -> None:
+    """Make a store that comes from a backup fit to go on: any of its tasks may have been sent since."""
+    connection.execute("UPDATE work SET attempted = 1 WHERE dead IS NULL")
+
+
+def note_restored(folder: Path, until: datetime) -> Path:
+    """Note beside a restored store that what was recorded before `until` may have been taken, delivered
+    and forgotten by the store that was lost: adapters with old stores will bring it again."""
+    path = folder / _RESTORED
+    new = path.with_suffix(".new")
+    new.write_text(f"{until.isoformat()}\n")
+    new.replace(path)
+    return path
+
+
+def restored_until(folder: Path) -> datetime | None:
+    """What `note_restored` noted. If it can't be read, all that was recorded until now may have been."""
+    try:
+        return datetime.fromisoformat((folder / _RESTORED).read_text().strip()).astimezone(UTC)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return datetime.now(UTC)
 
 
 write_job = msgspec.json.Encoder().encode

@@ -16,7 +16,7 @@ from services import rooms
 from services.broker import Broker, free_port
 from services.run import MAKERS
 from services.simulate import Speaker, speaker
-from services.stack import HOST, SERVICES, Stack
+from services.stack import COMMAND, HOST, SERVICES, Stack
 from shared.copies import name_of
 from shared.events import Kind
 from shared.secrets import Secrets
@@ -118,12 +118,15 @@ class World:
         store_bytes: int | None = None,
         copies: int = 1,
         broker: Broker | None = None,
+        command: Sequence[str] = COMMAND,
     ) -> None:
+        """`command` is Tocsin's, if the services are not to be of this tree."""
         self._ports = {"dc09": free_port(), "webhook": free_port()}
         self._directory = directory
         self._timeout = timeout
         self.copies = copies
         self._broker = broker
+        self._command = command
         self.foreign = Broker(directory / "foreign")
         self._options: dict[str, dict[str, str]] = {}
         if store_bytes is not None:
@@ -180,6 +183,7 @@ class World:
                 secrets={**keys, "camio": "", "mqtt_password": "any"},
                 options=self._options,
                 broker=self._broker,
+                command=self._command,
             )
         )
         all_rooms = rooms.names()

@@ -237,7 +237,7 @@ BROKEN: list[tuple[str, str, Break]] = [
     (
         "stores_are_kept",
         "no volume for its state",
-        lambda o: container(o)["volumeMounts"][3].update(mountPath="/tmp/x"),  # noqa: S108
+        lambda o: container(o)["volumeMounts"][3].update(mountPath="/tmp/x"),
     ),
     (
         "stores_are_kept",

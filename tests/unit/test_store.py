@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import sqlite3
 import sys
 import time
@@ -13,10 +15,14 @@ from typing import Any
 
 import pytest
 
-from shared.store import Store, StoreFull, StoreNewer
+from shared.store import Schema, Step, Store, StoreFull, StoreNewer, StoreUnusable, version_of
 from tests.gateway import until
 
-SCHEMA = ("CREATE TABLE thing(number INTEGER PRIMARY KEY, text TEXT NOT NULL DEFAULT '')",)
+SCHEMA = Schema(("CREATE TABLE thing(number INTEGER PRIMARY KEY, text TEXT NOT NULL DEFAULT '')",))
+
+
+def and_then(*steps: Step) -> Schema:
+    return Schema((*SCHEMA.steps, *steps))
 
 
 def insert(connection: sqlite3.Connection, items: Sequence[Any]) -> list[int]:
@@ -44,7 +50,7 @@ async def holds(store: Store, number: int) -> None:
 
 
 @asynccontextmanager
-async def opened(folder: Path, schema: Sequence[str] = SCHEMA, **options: Any) -> AsyncIterator[Store]:
+async def opened(folder: Path, schema: Schema = SCHEMA, **options: Any) -> AsyncIterator[Store]:
     store = Store(folder / "state" / "it.db", schema, **options)
     await store.open()
     try:
@@ -238,24 +244,98 @@ async def test_a_full_disk_does_not_keep_it_from_closing(tmp_path: Path) -> None
 # ── versions ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_older_store_is_brought_up_to_date_with_what_it_holds(tmp_path: Path) -> None:
+async def test_an_older_store_is_brought_up_to_date_with_what_it_holds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     async with opened(tmp_path) as store:
         await store.submit(insert, 7)
-    newer = (*SCHEMA, "ALTER TABLE thing ADD COLUMN colour TEXT; UPDATE thing SET colour = 'red'")
+
+    def paint(connection: sqlite3.Connection) -> None:
+        connection.execute("UPDATE thing SET colour = 'red'")
+
+    newer = and_then("ALTER TABLE thing ADD COLUMN colour TEXT; -- a comment; and more", paint)
+    assert caplog.messages == []
     async with opened(tmp_path, newer) as store:
         rows = await store.read(lambda c: c.execute("SELECT number, colour FROM thing").fetchall())
         assert rows == [(7, "red")]
-    with pytest.raises(StoreNewer, match="version 2, this Tocsin knows up to 1"):
-        await Store(tmp_path / "state" / "it.db", SCHEMA).open()
+    assert caplog.messages == ["the store was brought up to date"]
+    async with opened(tmp_path, newer) as store:
+        assert await store.read(numbers) == [7]
+    assert len(caplog.messages) == 1
 
 
-async def test_a_change_of_version_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+async def test_a_newer_store_is_refused_untouched_and_says_what_to_do(tmp_path: Path) -> None:
+    async with opened(tmp_path, and_then("ALTER TABLE thing ADD COLUMN colour TEXT")) as store:
+        await store.submit(insert, 7)
+    path = tmp_path / "state" / "it.db"
+    before = path.read_bytes()
+    with pytest.raises(StoreNewer, match=r"it\.db can't be opened: .*store version 2, .* up to 1.*restore"):
+        await Store(path, SCHEMA).open()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "DELETE FROM thing; NONSENSE",
+        "DELETE FROM thing; INSERT INTO thing VALUES (1, NULL)",
+        "DELETE FROM thing; SELECT 'unfinished",
+    ],
+)
+async def test_a_change_of_version_that_fails_leaves_the_store_as_it_was(step: str, tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.submit(insert, 7)
-    with pytest.raises(sqlite3.Error):
-        await Store(tmp_path / "state" / "it.db", (*SCHEMA, "DELETE FROM thing; NONSENSE")).open()
+    # The steps before it are undone, too.
+    with pytest.raises(StoreUnusable, match=r"it\.db"):
+        await Store(
+            tmp_path / "state" / "it.db", and_then("ALTER TABLE thing ADD COLUMN colour TEXT", step)
+        ).open()
     async with opened(tmp_path) as store:
         assert await store.read(numbers) == [7]
+        assert await store.read(version_of) == 1
+
+
+async def test_what_is_no_store_is_left_alone_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "it.db"
+    path.parent.mkdir()
+    path.write_bytes(b"no database at all, but somebody's text" * 100)
+    with pytest.raises(StoreUnusable, match=r"it\.db can't be opened: .*move it aside, or restore a backup"):
+        await Store(path, SCHEMA).open()
+    assert path.read_bytes().startswith(b"no database")
+
+
+# ── one process ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_second_one_is_told_who_has_the_store(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        with pytest.raises(StoreUnusable, match=rf"in use by process {os.getpid()} on .*--state-dir"):
+            await Store(tmp_path / "state" / "it.db", SCHEMA).open()
+    async with opened(tmp_path) as store:
+        await store.submit(insert, 1)
+
+
+async def test_a_start_that_failed_does_not_keep_the_folder(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(StoreUnusable, match="NONSENSE"):
+            await Store(tmp_path / "state" / "it.db", Schema(("NONSENSE",))).open()
+
+
+async def test_who_was_killed_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "it.db"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _CHILD, str(_ROOT), str(path), "quick", stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdout is not None
+    await child.stdout.readline()
+    with pytest.raises(StoreUnusable, match=f"process {child.pid} on"):
+        await Store(path, SCHEMA).open()
+    child.kill()
+    await child.stdout.read()
+    await child.wait()
+    async with opened(tmp_path) as store:
+        assert await store.read(numbers)
 
 
 async def test_what_a_killed_start_left_behind_does_not_matter(tmp_path: Path) -> None:
@@ -286,7 +366,7 @@ async def test_a_commit_aside_is_left_alone_until_it_is_done(tmp_path: Path) -> 
         connection.executemany("INSERT INTO numbers VALUES (?)", [(item,) for item in items])
         time.sleep(0.1)
 
-    store = Store(tmp_path / "store.db", ["CREATE TABLE numbers(number INTEGER)"])
+    store = Store(tmp_path / "store.db", Schema(("CREATE TABLE numbers(number INTEGER)",)))
     await store.open()
     store._slow = True
     first = store.submit(slowly, 1)

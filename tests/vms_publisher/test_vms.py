@@ -480,7 +480,7 @@ async def test_a_refused_event_is_a_dead_letter_and_holds_up_nothing(
             response_topic="answers",
         )
         await vms.wait_for(3)
-        assert here.hub.of("answers")[of_answers].json() == {"replayed": 1}
+        assert here.hub.of("answers")[of_answers].json() == {"replayed": 1, "service": "vms-publisher"}
         assert part.dead == 0
     assert tags(vms) == [first.id, made[1].id, made[0].id]
 
