@@ -570,7 +570,7 @@ class Sender:
             if not rows:
                 after = 0
                 # Long enough for what was let go to be gone from the disk too.
-                pause = min(longest, max(_PARKED_PAUSES[0], pause * 2))
+                pause = max(_PARKED_PAUSES[0], pause)
                 continue
             after = rows[-1][0]
             self._reminded_event.clear()
@@ -592,6 +592,8 @@ class Sender:
                 pause = 0.0 if helped == before else 0.2
             else:
                 pause = min(longest, max(_PARKED_PAUSES[0], pause * 2))
+            if helped < before and len(rows) < _PARKED_CHUNK:
+                after = 0  # that was the last of them
 
 
 def _parked_query(
