@@ -651,7 +651,7 @@ class Sender:
             if not rows:
                 after = 0
                 # Long enough for what was let go to be gone from the disk too.
-                pause = min(longest, max(_PARKED_PAUSES[0], pause * 2))
+                pause = max(_PARKED_PAUSES[0], pause)
                 continue
             after = rows[-1][0]
             self._reminded_event.clear()
@@ -673,6 +673,8 @@ class Sender:
                 pause = 0.0 if helped == before else 0.2
             else:
                 pause = min(longest, max(_PARKED_PAUSES[0], pause * 2))
+            if helped < before and len(rows) < _PARKED_CHUNK:
+                after = 0  # that was the last of them
 
     async def _watch_oldest(self) -> None:
         while True:

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 import orjson
+from msgspec import UNSET
 
 from shared import metrics
 from shared.bus import Message
@@ -179,9 +180,11 @@ class Publisher(Part):
     # ── taking ───────────────────────────────────────────────────────────────────────────────────
 
     def _on_sighting(self, message: Message) -> None:
-        claim = self._share.claim(message.topic) if self._share is not None else Claim.MINE
-        if claim is Claim.OTHERS and not message.again:
-            return
+        claim = Claim.MINE
+        if self._share is not None:
+            claim = self._share.claim(message.topic)
+            if claim is Claim.OTHERS and not message.again:
+                return
         try:
             sighting = Sighting.from_bytes(message.payload)
         except Malformed as error:
@@ -194,6 +197,9 @@ class Publisher(Part):
             self._owe(message.response_topic, (self.target.name,), id_)
             return
         if self.target.name not in sighting.data.targets or self._store.full:
+            return
+        if sighting.data.copies is UNSET and not self._wary:
+            self._take(sighting, message.response_topic)
             return
         told = sighting.data.copy_of(self.target.name) == self.runtime.copy
         again = self._wary and message.again and (self._share is not None or self._is_unsettled(sighting))

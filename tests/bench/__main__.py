@@ -22,7 +22,7 @@ from services.correlator.service import sighting
 from services.stack import Process, Service, Stack
 from shared.events import Event, EventData, Kind, SensorRef, SensorType, Severity, utcnow
 from shared.site import load
-from tests.bench import picture
+from tests.bench import copies, picture
 from tests.bench.load import CAMERAS, Meter, Source, arrivals, payload, percentiles, site
 
 SERVICES = ("adapter-mqtt", "correlator", "vms-publisher")
@@ -287,6 +287,7 @@ def _table(results: Result) -> str:
     row("lookup", "us/event", "file loads, s")
     for each in results["lookup"]:
         row(f"  {each['sensors']} sensors", each["microseconds"], each["load_seconds"])
+    lines.append(copies.table(results["copies"]))
     drained = results["drain"]
     row("after an outage", "events", "drained, s", "events/s")
     row("  backlog", drained["events"], drained["drained_seconds"], drained["per_second"])
@@ -325,6 +326,8 @@ async def run(out: Path, *, quick: bool) -> Result:
         results["start_up"] = await step("start-up", start_up)
         for sensors in (10, 100_000):
             results["lookup"].append(lookup(here / f"lookup-{sensors}", sensors))
+        (here / "copies").mkdir()
+        results["copies"] = await step("copies", copies.measure)
         results["drain"] = await step("drain", lambda d: drain(d, backlog))
     await asyncio.to_thread(_write, results, out)
     return results
