@@ -60,7 +60,7 @@ class Security:
     passwords: Mapping[str, str] | None = None
     """Password of each user; None where clients show certificates."""
     certificates: Path | None = None
-    """A folder as `mosquitto/make-certs` makes it. The listener then speaks TLS, and without
+    """A folder as `mosquitto/make-certs` makes it, or `broker/server` of `tocsin init`. The listener then speaks TLS, and without
     `passwords` asks every client for a certificate, whose common name is the user."""
 
 
@@ -216,6 +216,8 @@ class Broker:
                     f"certfile {folder / 'server.crt'}",
                     f"keyfile {folder / 'server.key'}",
                 ]
+                if (folder / "trusted").is_dir():
+                    lines.append(f"capath {folder / 'trusted'}")
                 if security.passwords is None:
                     lines += ["require_certificate true", "use_identity_as_username true"]
             if security.passwords is not None:

@@ -228,7 +228,7 @@ class _Checker:
             "cameras": len(site.cameras),
             "targets": [name for name, _ in site.targets.items()],
         }
-        for at, ref in _secret_refs(site):
+        for at, ref in secret_refs(site):
             try:
                 self.secrets.read(ref)
             except MissingSecret as error:
@@ -463,7 +463,7 @@ def _in_plain_words(error: BaseException, host: str, ca_file: str | None) -> tup
     return f"{host} cannot be reached ({type(error).__name__})", "check the address and the network"
 
 
-def _secret_refs(
+def secret_refs(
     value: Any, at: tuple[str | int, ...] = ()
 ) -> Iterator[tuple[tuple[str | int, ...], SecretRef]]:
     """Every secret that a part of the site names, and where."""
@@ -471,13 +471,13 @@ def _secret_refs(
         yield at, value
     elif isinstance(value, BaseModel):
         for name, info in type(value).model_fields.items():
-            yield from _secret_refs(getattr(value, name), (*at, info.alias or name))
+            yield from secret_refs(getattr(value, name), (*at, info.alias or name))
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _secret_refs(item, (*at, str(key)))
+            yield from secret_refs(item, (*at, str(key)))
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _secret_refs(item, (*at, index))
+            yield from secret_refs(item, (*at, index))
 
 
 def _selects(site: Site) -> Iterator[tuple[str, frozenset[str]]]:
