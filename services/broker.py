@@ -60,8 +60,8 @@ class Security:
     passwords: Mapping[str, str] | None = None
     """Password of each user; None where clients show certificates."""
     certificates: Path | None = None
-    """A folder as `mosquitto/make-certs` makes it, or `broker/server` of `tocsin init`. The listener then speaks TLS, and without
-    `passwords` asks every client for a certificate, whose common name is the user."""
+    """A folder as `mosquitto/make-certs` makes it, or `broker/server` of `tocsin init`. The listener then
+    speaks TLS, and without `passwords` asks every client for a certificate, whose common name is the user."""
 
 
 class Broker:

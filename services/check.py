@@ -139,11 +139,21 @@ def _in_words(summary: dict[str, Any]) -> str:
     )
 
 
+class _AllSecrets(Secrets):
+    """Those of all services: each may have a folder of its own in the secrets directory."""
+
+    def _path(self, name: str) -> Path | None:
+        path = super()._path(name)
+        if path is None or path.exists():
+            return path
+        return next(iter(sorted(path.parent.glob(f"*/{name}"))), path)
+
+
 async def main(
     path: str, *, online: bool = False, as_json: bool = False, secrets_dir: str | None = None
 ) -> int:
     """Check, print, and return the exit code."""
-    report = await check(path, online=online, secrets=Secrets(secrets_dir, warn=lambda _: None))
+    report = await check(path, online=online, secrets=_AllSecrets(secrets_dir, warn=lambda _: None))
     print(report.to_json() if as_json else report.to_text(colour=sys.stdout.isatty()))
     return report.exit_code
 

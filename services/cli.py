@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     init = commands.add_parser(
         "init",
         help="make certificates, passwords and the broker's ACL",
-        description="Make what a gateway's broker and its services know each other by, as far as it is missing "
-        "or about to end; say which secrets are still missing. It may run at every start.",
+        description="Make what a gateway's broker and its services know each other by, as far as it is "
+        "missing or about to end; say which secrets are still missing. It may run at every start.",
     )
     _gateway(init)
     rotate = commands.add_parser(

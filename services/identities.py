@@ -2,15 +2,13 @@
 
 In the gateway's folder, beside compose.yaml:
 
-| path | whose | what |
-|---|---|---|
-| `site/site.yaml` | yours | the site file |
-| `site/broker-users` | yours, if need be | foreign devices at the gateway's broker: lines `USER ACCESS TOPIC` |
-| `secrets/SERVICE/NAME` | yours | the value of `{secret: NAME}`, for the service that needs it |
-| `broker/ca/` | made here | the CA and its key; whoever has that can be anybody |
-| `broker/server/` | made here | Mosquitto's certificate and key, and the CAs that it trusts |
-| `broker/access/` | made here | Mosquitto's ACL and password file |
-| `broker/IDENTITY/` | made here | `ca.crt`, `tls.crt`, `tls.key` of each service; people have a `password` too |
+    site/site.yaml        yours: the site file
+    site/broker-users     yours, if need be: foreign devices at this broker, lines of USER ACCESS TOPIC
+    secrets/SERVICE/NAME  yours: the value of {secret: NAME}, for the service that needs it
+    broker/ca/            the CA and its key; whoever has that can be anybody
+    broker/server/        Mosquitto's certificate and key, and the CAs that it trusts
+    broker/access/        Mosquitto's ACL and password file
+    broker/IDENTITY/      ca.crt, tls.crt and tls.key of a service; of people and devices a password too
 
 `init` makes what is missing or about to expire and leaves the rest, so it may run at every start.
 `rotate` makes all certificates anew. Services read theirs at each connection, and Mosquitto when it
@@ -127,6 +125,8 @@ class Gateway:
         return self._settle(renew=True, passwords=passwords)
 
     def _settle(self, *, renew: bool, passwords: bool = False) -> Done:
+        for name in ("site", "secrets", "broker"):
+            self._mine(self.folder / name)
         site = self._site()
         extras = self._extras(site)
         users = sorted({*PEOPLE, *(extra.user for extra in extras)} - set(self.services))
@@ -149,15 +149,15 @@ class Gateway:
     def _site(self) -> Site:
         file = self.folder / "site" / "site.yaml"
         if not file.exists() and not self._ca.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(STARTER)
-            self._as_the_folder(file.parent, file)
+            self._give(file, None)
             self._say("made site/site.yaml, without devices: fill it in")
+        _open_to_group(file.parent, SERVICE_UID)
         names = rooms.names()
         return load(file, {name: rooms.room(name) for name in names}, adapters=names)
 
     def _extras(self, site: Site) -> list[Extra]:
-        """Grants outside Tocsin's topics: what site/broker-users says, and what our own adapters hear there."""
+        """Grants outside Tocsin's topics: those of site/broker-users, and what our own adapters follow."""
         extras = []
         file = self.folder / "site" / "broker-users"
         lines = file.read_text().splitlines() if file.exists() else []
@@ -182,9 +182,7 @@ class Gateway:
             needed.setdefault(_reader(site, at), {}).setdefault(ref.secret, ".".join(map(str, at)))
         for service, refs in needed.items():
             folder = self.folder / "secrets" / service
-            if not folder.exists():
-                folder.mkdir(parents=True, mode=0o750)
-                self._as_the_folder(folder.parent, folder)
+            self._mine(folder)
             _open_to_group(folder, SERVICE_UID)
             held = Secrets(folder, environ={}, warn=lambda _: None)
             for name, where in refs.items():
@@ -293,7 +291,7 @@ class Gateway:
     # ── passwords ────────────────────────────────────────────────────────────────────────────────
 
     def _passwords(self, users: list[str], *, renew: bool) -> bool:
-        """Mosquitto's password file, for the passwords that stand in the users' folders; whether it differs."""
+        """Mosquitto's password file, for the passwords in the users' folders. Whether it differs."""
         file = self._access / "passwords"
         self._private(self._access, BROKER_UID)
         hashes = dict(
@@ -338,29 +336,30 @@ class Gateway:
         return True
 
     def _give(self, path: Path, owner: int | None) -> None:
-        if owner is None:
-            self._as_the_folder(path)
-        else:
-            _own(path, owner)
+        """To a user of a container, or (None) to whom the gateway's own files belong."""
+        if os.geteuid() != 0:
+            return
+        if owner is not None:
+            os.chown(path, owner, owner)
+            return
+        # In a container the folder itself is no part of the host's; what is mounted into it is.
+        known = (self.folder / "mosquitto", self.folder)
+        status = next(one for one in known if one.exists()).stat()
+        os.chown(path, status.st_uid, status.st_gid)
 
-    def _as_the_folder(self, *paths: Path) -> None:
-        """They belong to whom the gateway's folder belongs."""
-        owner = self.folder.stat()
-        for path in paths:
-            if os.geteuid() == 0:
-                os.chown(path, owner.st_uid, owner.st_gid)
-
-
-def _own(path: Path, uid: int) -> None:
-    if os.geteuid() == 0:
-        os.chown(path, uid, uid)
+    def _mine(self, folder: Path) -> None:
+        """Make a folder, or take over one that the container engine made to mount it."""
+        if not folder.exists():
+            folder.mkdir(parents=True)
+        if folder.stat().st_uid == 0:
+            self._give(folder, None)
 
 
 def _open_to_group(folder: Path, group: int) -> None:
-    """Its owner goes on to own it; the group may read, everybody else nothing."""
+    """What is in the folder stays its owner's; the group may read it, and nobody else."""
     if os.geteuid() != 0:
         return
-    for path in (folder, *folder.iterdir()):
+    for path in (folder, *(one for one in folder.iterdir() if one.is_file() and not one.is_symlink())):
         os.chown(path, -1, group)
         # Set-group-id: what is put there later is the group's too.
         path.chmod(0o2750 if path == folder else path.stat().st_mode & 0o700 | 0o040)
@@ -397,6 +396,16 @@ def _openssl(*arguments: str) -> str:
     return subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=True).stdout  # noqa: S603, S607
 
 
+def _check_mosquitto(pid: int) -> None:
+    """Another process would end at a SIGHUP."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        raise Refused(f"--reload {pid}: there is no such process") from None
+    if name != "mosquitto":
+        raise Refused(f"--reload {pid}: that process is {name}, not mosquitto")
+
+
 def main(args: argparse.Namespace) -> int:
     """Returns the exit code: 1 if it cannot be done."""
 
@@ -406,6 +415,8 @@ def main(args: argparse.Namespace) -> int:
 
     gateway = Gateway(Path(args.folder).resolve(), args.names.split(","), reload=reload)
     try:
+        if args.reload is not None:
+            _check_mosquitto(args.reload)
         if args.command == "init":
             done = gateway.init()
         else:

@@ -1,4 +1,4 @@
-"""Certificates and their CA are replaced under load, by `tocsin rotate`: nobody is stopped, nothing is lost."""
+"""`tocsin rotate` replaces certificates and their CA under load: nobody is stopped, nothing is lost."""
 
 from __future__ import annotations
 
