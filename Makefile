@@ -71,4 +71,5 @@ lock:
 	@scripts/lock $(ARGS)
 
 clean:
+	@scripts/engine stop
 	rm -rf .venv .cache build dist

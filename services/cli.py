@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Services: adapter-<protocol> (adapter-dc09, adapter-webhook, adapter-mqtt, …), correlator, "
         "vms-publisher, camio-publisher. All that talk to each other need the same site file and broker.",
     )
-    run.add_argument("service", metavar="SERVICE", help="its name")
+    own = os.environ.get("TOCSIN_SERVICE")  # a container image runs the one that is in it
+    run.add_argument("service", metavar="SERVICE", nargs="?" if own else None, default=own, help="its name")
     _settings(run)
 
     check = commands.add_parser(
@@ -200,6 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("services."):
+            raise
+        print(f"this image holds one service only and lacks {error.name}; tocsin/tools has all", file=sys.stderr)
+        return 2
 
 
 def _dispatch(args: argparse.Namespace) -> int:
