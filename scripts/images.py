@@ -102,7 +102,7 @@ def origin() -> dict[str, str]:
     }
 
 
-def build(wanted: Iterable[str], base: str) -> None:
+def build(wanted: Iterable[str], base: str, tag: str = "latest") -> None:
     """Build images, printing each one's name. Raises `ImagesError`."""
     python = re.search(r"python:(\d+\.\d+)", base)
     try:
@@ -111,12 +111,12 @@ def build(wanted: Iterable[str], base: str) -> None:
         raise ImagesError("the packages could not be fetched; see above") from None
     labels = origin()
     for name in wanted:
-        print(f"tocsin/{name}", flush=True)
+        print(f"tocsin/{name}:{tag}", flush=True)
         command = [_docker(), "build", "--quiet", "--network", "none", "-f", str(DOCKERFILE)]
         for argument, value in {"SERVICE": name, "BASE": base, **labels}.items():
             command += ["--build-arg", f"{argument}={value}"]
         built = subprocess.run(
-            [*command, "-t", f"tocsin/{name}", "."], cwd=ROOT, env=_environment(), check=False,
+            [*command, "-t", f"tocsin/{name}:{tag}", "."], cwd=ROOT, env=_environment(), check=False,
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
         if built.returncode:
@@ -149,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("make images", description="Build the container images.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="of a service, or tools; by default all")
     parser.add_argument("--base", default=default_base(), help="base image (%(default)s)")
+    parser.add_argument("--tag", default="latest", help="tag of the images (%(default)s)")
     parser.add_argument("--sizes", action="store_true", help="build nothing; say how large they are")
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.names) - set(names())):
@@ -158,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.sizes:
             print(table({name: size(name) for name in given.names or names()}))
         else:
-            build(given.names or names(), given.base)
+            build(given.names or names(), given.base, given.tag)
     except ImagesError as error:
         print(error, file=sys.stderr)
         return 1
