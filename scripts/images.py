@@ -137,7 +137,9 @@ def size(name: str) -> Size:
 def table(sizes: dict[str, Size]) -> str:
     """Sizes in MB, as Markdown."""
     rows = ["| image | MB in all | its own layer |", "|---|---|---|"]
-    rows += [f"| `tocsin/{name}` | {megabytes(of.total)} | {megabytes(of.own)} |" for name, of in sizes.items()]
+    rows += [
+        f"| `tocsin/{name}` | {megabytes(of.total)} | {megabytes(of.own)} |" for name, of in sizes.items()
+    ]
     return "\n".join(rows)
 
 

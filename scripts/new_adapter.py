@@ -60,18 +60,22 @@ def _lists(name: str, root: Path) -> dict[Path, str]:
         pyproject: _insert(
             pyproject, r"(?m)^\[project\.optional-dependencies\]\n(?:.+\n)*", f"{name} = []\n"
         ),
-        compose: _insert(compose, r"(?m)^volumes:\n(?:  .+\n)*", f"  {service}: {{}}\n").replace(
-            "\nvolumes:\n",
-            "\n" + _fill((templates / f"compose.yaml{_SUFFIX}").read_text(), words) + "\nvolumes:\n",
-        ),
+        compose: _compose(compose, service, _fill((templates / f"compose.yaml{_SUFFIX}").read_text(), words)),
         kustomization: _insert(kustomization, r"(?m)^(?:  - adapter-.+\n)+", f"  - {service}.yaml\n"),
         base / f"{service}.yaml": _fill((templates / f"k8s.yaml{_SUFFIX}").read_text(), words),
     }
 
 
-def _insert(path: Path, after: str, line: str) -> str:
-    """The file's text with `line` put after what the pattern `after` finds."""
-    text = path.read_text()
+def _compose(path: Path, service: str, entry: str) -> str:
+    """compose.yaml with a further adapter behind the others, its secrets and its volume."""
+    text = _insert(path, r"(?ms)^  adapter-.+?\n\n(?!  adapter-)", entry)
+    text = _insert(path, r"(?m)^secrets:\n(?:  .+\n)*", f"  {service}: {{file: ./secrets/{service}}}\n", text)
+    return _insert(path, r"(?m)^volumes:\n(?:  .+\n)*", f"  {service}: {{}}\n", text)
+
+
+def _insert(path: Path, after: str, line: str, text: str | None = None) -> str:
+    """The file's text, or `text` in its place, with `line` put after what the pattern `after` finds."""
+    text = path.read_text() if text is None else text
     found = re.search(after, text)
     if not found:
         raise Refused(f"{path} is not laid out as expected: {after} is not in it")

@@ -204,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("services."):
             raise
-        print(f"this image holds one service only and lacks {error.name}; tocsin/tools has all", file=sys.stderr)
+        print(
+            f"this image holds one service only and lacks {error.name}; tocsin/tools has all", file=sys.stderr
+        )
         return 2
 
 
