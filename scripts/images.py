@@ -61,14 +61,15 @@ def default_base() -> str:
 
 def docker(*arguments: str) -> str:
     """What the engine's command prints. Raises `ImagesError` with what it complains of."""
-    done = subprocess.run([_docker(), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([engine(), *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ImagesError(f"docker {arguments[0]}: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
 @cache
-def _docker() -> str:
+def engine() -> str:
+    """The command of the engine. Raises `ImagesError` if there is none."""
     command = os.environ.get("DOCKER", "docker")
     if shutil.which(command) is None:
         raise ImagesError(f"building images needs {command} (on Debian: apt-get install docker.io)")
@@ -78,8 +79,8 @@ def _docker() -> str:
 @cache
 def _environment() -> dict[str, str]:
     """With BuildKit where the command has it. The Dockerfile does without too."""
-    has_buildx = subprocess.run([_docker(), "buildx", "version"], capture_output=True, check=False)
-    version = subprocess.run([_docker(), "--version"], capture_output=True, text=True, check=False).stdout
+    has_buildx = subprocess.run([engine(), "buildx", "version"], capture_output=True, check=False)
+    version = subprocess.run([engine(), "--version"], capture_output=True, text=True, check=False).stdout
     found = re.search(r"Docker version (\d+)", version)
     within = found is not None and int(found[1]) < 23  # later ones leave it to buildx
     return {**os.environ, "DOCKER_BUILDKIT": "1" if within or not has_buildx.returncode else "0"}
@@ -112,7 +113,7 @@ def build(wanted: Iterable[str], base: str) -> None:
     labels = origin()
     for name in wanted:
         print(f"tocsin/{name}", flush=True)
-        command = [_docker(), "build", "--quiet", "--network", "none", "-f", str(DOCKERFILE)]
+        command = [engine(), "build", "--quiet", "--network", "none", "-f", str(DOCKERFILE)]
         for argument, value in {"SERVICE": name, "BASE": base, **labels}.items():
             command += ["--build-arg", f"{argument}={value}"]
         built = subprocess.run(
