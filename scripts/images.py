@@ -3,6 +3,7 @@
     make images ARGS="correlator adapter-dc09"    some of them
     make images BASE=registry.example/python:3.12-slim
     make images ARGS=--sizes                      how large they are
+    make images ARGS=--document                   write that into docs/images.md and the rooms' READMEs
 
 Images are named tocsin/SERVICE. $DOCKER is the command (by default docker; podman serves too).
 The packages are fetched first (`make wheels`), so that a build needs no network.
@@ -22,10 +23,11 @@ from functools import cache
 
 from scripts import wheels
 from scripts.layer import TOOLS
-from scripts.services import ROOT, services
+from scripts.services import ROOT, adapters, services
 from shared import __version__
 
 DOCKERFILE = ROOT / "services" / "Dockerfile"
+DOCUMENT = ROOT / "docs" / "images.md"
 
 
 class ImagesError(Exception):
@@ -61,14 +63,15 @@ def default_base() -> str:
 
 def docker(*arguments: str) -> str:
     """What the engine's command prints. Raises `ImagesError` with what it complains of."""
-    done = subprocess.run([_docker(), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([engine(), *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ImagesError(f"docker {arguments[0]}: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
 @cache
-def _docker() -> str:
+def engine() -> str:
+    """The command of the engine. Raises `ImagesError` if there is none."""
     command = os.environ.get("DOCKER", "docker")
     if shutil.which(command) is None:
         raise ImagesError(f"building images needs {command} (on Debian: apt-get install docker.io)")
@@ -78,8 +81,8 @@ def _docker() -> str:
 @cache
 def _environment() -> dict[str, str]:
     """With BuildKit where the command has it. The Dockerfile does without too."""
-    has_buildx = subprocess.run([_docker(), "buildx", "version"], capture_output=True, check=False)
-    version = subprocess.run([_docker(), "--version"], capture_output=True, text=True, check=False).stdout
+    has_buildx = subprocess.run([engine(), "buildx", "version"], capture_output=True, check=False)
+    version = subprocess.run([engine(), "--version"], capture_output=True, text=True, check=False).stdout
     found = re.search(r"Docker version (\d+)", version)
     within = found is not None and int(found[1]) < 23  # later ones leave it to buildx
     return {**os.environ, "DOCKER_BUILDKIT": "1" if within or not has_buildx.returncode else "0"}
@@ -112,7 +115,7 @@ def build(wanted: Iterable[str], base: str, tag: str = "latest") -> None:
     labels = origin()
     for name in wanted:
         print(f"tocsin/{name}:{tag}", flush=True)
-        command = [_docker(), "build", "--quiet", "--network", "none", "-f", str(DOCKERFILE)]
+        command = [engine(), "build", "--quiet", "--network", "none", "-f", str(DOCKERFILE)]
         for argument, value in {"SERVICE": name, "BASE": base, **labels}.items():
             command += ["--build-arg", f"{argument}={value}"]
         built = subprocess.run(
@@ -136,15 +139,36 @@ def size(name: str) -> Size:
 
 def table(sizes: dict[str, Size]) -> str:
     """Sizes in MB, as Markdown."""
-    rows = ["| image | MB in all | its own layer |", "|---|---|---|"]
-    rows += [
-        f"| `tocsin/{name}` | {megabytes(of.total)} | {megabytes(of.own)} |" for name, of in sizes.items()
-    ]
-    return "\n".join(rows)
+    rows = ["| image | base | shared by all | its own | in all |", "|---|---|---|---|---|"]
+    for name, size in sizes.items():
+        parts = (size.base, size.common, size.own, size.total)
+        rows.append(f"| `tocsin/{name}` | {' | '.join(f'{part / 1e6:.1f}' for part in parts)} |")
+    return "\n".join(rows) + "\n"
 
 
-def megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f}"
+def stated() -> dict[str, Size]:
+    """The sizes that the documents state."""
+    rows = re.findall(r"^\| `tocsin/([a-z0-9-]+)` \| (.+) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    parts = {name: [round(float(part) * 1e6) for part in row.split(" | ")] for name, row in rows}
+    return {name: Size(base, common, own) for name, (base, common, own, _) in parts.items()}
+
+
+def sentence(size: Size) -> str:
+    """What a room's README says of its image."""
+    return (
+        f"- Image: {size.own / 1e6:.1f} MB of its own, {size.total / 1e6:.0f} MB with what all images share "
+        "(on a base made of Debian's Python; [all sizes](../../../docs/images.md))."
+    )
+
+
+def document(sizes: dict[str, Size]) -> None:
+    """State the sizes in docs/images.md and in the rooms' READMEs, where a line says so already."""
+    text = DOCUMENT.read_text()
+    DOCUMENT.write_text(re.sub(r"\| image \|.*\n(\|.*\n)+", lambda _: table(sizes), text))
+    for service in adapters():
+        line = sentence(stated()[service.name])
+        readme = service.folder / "README.md"
+        readme.write_text(re.sub(r"(?m)^- Image: .*$", line, readme.read_text()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,13 +177,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", default=default_base(), help="base image (%(default)s)")
     parser.add_argument("--tag", default="latest", help="tag of the images (%(default)s)")
     parser.add_argument("--sizes", action="store_true", help="build nothing; say how large they are")
+    parser.add_argument("--document", action="store_true", help="the same, into the documents")
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.names) - set(names())):
         print(f"no image is called {', '.join(unknown)}; there are: {', '.join(names())}", file=sys.stderr)
         return 2
     try:
-        if given.sizes:
-            print(table({name: size(name) for name in given.names or names()}))
+        if given.document:
+            document({name: size(name) for name in names()})
+        elif given.sizes:
+            print(table({name: size(name) for name in given.names or names()}), end="")
         else:
             build(given.names or names(), given.base, given.tag)
     except ImagesError as error:

@@ -32,6 +32,10 @@ _RUNNER = ("__init__", "adapters/__init__", "cli", "health", "lean", "reader", "
 _NOT_IN_SERVICES = shutil.ignore_patterns("__pycache__", "simulator.py", "example.yaml", "*.md")
 _NOT_IN_TOOLS = shutil.ignore_patterns("__pycache__", "Dockerfile", "*.md")
 
+_NEVER_RUN = ("Cryptodome/SelfTest", "asyncua/server/standard_address_space")
+"""Parts of packages that no service imports, and that are large: tests, and what an OPC UA server is
+made of. `tools` has them, as a simulator may be such a server."""
+
 _LONG_AGO = 315532800
 """1980-01-01, the time of all files: that of the build would make each build another."""
 
@@ -51,6 +55,8 @@ def packages(name: str, folder: Path) -> None:
             command += ["--disable-pip-version-check", "--root-user-action=ignore", "--quiet"]
             subprocess.run([*command, "--target", str(place), "-r", file.name], check=True)
         shutil.rmtree(place / "bin", ignore_errors=True)
+        for part in _NEVER_RUN if name != TOOLS else ():
+            shutil.rmtree(place / part, ignore_errors=True)
 
 
 def _pip() -> list[str]:

@@ -2,7 +2,8 @@
 
 It lays out services/adapters/osdp and tests/adapters/osdp from scripts/templates, and enters the
 adapter where it must be listed: an extra in pyproject.toml, a service in compose.yaml, an object in
-k8s/base. The room runs at once, but for its codec: its tests say what there is to fill in.
+k8s/base, an image in docker-bake.hcl. The room runs at once, but for its codec: its tests say what
+there is to fill in.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def _files(name: str, module: str, room: Path, tests: Path) -> dict[Path, str]:
 def _lists(name: str, root: Path) -> dict[Path, str]:
     service = f"adapter-{name}"
     pyproject, compose = root / "pyproject.toml", root / "compose.yaml"
+    bake = root / "docker-bake.hcl"
     base = root / "k8s" / "base"
     kustomization = base / "kustomization.yaml"
     templates = ROOT / "scripts" / "templates"
@@ -61,6 +63,7 @@ def _lists(name: str, root: Path) -> dict[Path, str]:
             pyproject, r"(?m)^\[project\.optional-dependencies\]\n(?:.+\n)*", f"{name} = []\n"
         ),
         compose: _compose(compose, service, _fill((templates / f"compose.yaml{_SUFFIX}").read_text(), words)),
+        bake: _insert(bake, r'(?m)^(?:      "adapter-.+\n)+', f'      "{service}",\n'),
         kustomization: _insert(kustomization, r"(?m)^(?:  - adapter-.+\n)+", f"  - {service}.yaml\n"),
         base / f"{service}.yaml": _fill((templates / f"k8s.yaml{_SUFFIX}").read_text(), words),
     }

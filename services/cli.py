@@ -201,12 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("services."):
+    except ImportError as error:
+        if "TOCSIN_SERVICE" not in os.environ or not (error.name or "").startswith("services"):
             raise
-        print(
-            f"this image holds one service only and lacks {error.name}; tocsin/tools has all", file=sys.stderr
-        )
+        asked = " ".join(filter(None, (args.command, vars(args).get("service"))))
+        print(f"this image has one service and no `tocsin {asked}`; tocsin/tools has all", file=sys.stderr)
         return 2
 
 
