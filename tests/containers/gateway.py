@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from scripts import images
 from services.broker import free_port
 from services.stack import HOST, http_get
 from tests.peers import clean_environment, require_peer
@@ -23,18 +23,11 @@ TAG = "test"
 _PORTS = ("MQTTS_PORT", "MQTTS_PASSWORD_PORT", "WEBHOOK_PORT", "DC09_PORT")
 
 
-def require_engine() -> None:
-    """Skip the test unless a container engine answers and some Compose is there."""
-    answers = shutil.which("docker") and not _ran("docker", "version").returncode
-    require_peer("container engine", answers, 'eval "$(scripts/engine start)", as root')
-    require_peer("Docker Compose", _compose_command(), "apt-get install docker-compose")
-
-
 def _ran(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def _compose_command() -> list[str]:
+def compose_command() -> list[str]:
     """Compose 2 if it is there, else docker-compose 1.29."""
     if not _ran("docker", "compose", "version").returncode:
         return ["docker", "compose"]
@@ -44,14 +37,8 @@ def _compose_command() -> list[str]:
 def build_images(names: Sequence[str]) -> None:
     """Of this tree, under a tag of their own. With TOCSIN_TEST_IMAGES=TAG, images of that tag are taken
     as they are."""
-    if "TOCSIN_TEST_IMAGES" in os.environ:
-        return
-    for command in (
-        [str(ROOT / "scripts" / "base-images"), "python", "eclipse-mosquitto"],
-        [sys.executable, "-m", "scripts.images", "--tag", TAG, *names],
-    ):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        require_peer("container image", not done.returncode, (done.stdout + done.stderr).strip()[-500:])
+    if "TOCSIN_TEST_IMAGES" not in os.environ:
+        images.build(names, images.default_base(), TAG)
 
 
 class Gateway:
@@ -61,7 +48,8 @@ class Gateway:
         self.folder = folder
         self.ports = {name: free_port() for name in _PORTS}
         self.project = f"tocsin-test-{os.getpid()}"
-        self._compose = _compose_command()
+        self._compose = compose_command()
+        require_peer("Docker Compose", self._compose, "apt-get install docker-compose")
         self._vms = f"{self.project}-vms"
         shutil.copy2(ROOT / "compose.yaml", folder)
         shutil.copytree(ROOT / "mosquitto", folder / "mosquitto")

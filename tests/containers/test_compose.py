@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from services.run import MAKERS
 from services.stack import HOST
-from tests.containers.gateway import Gateway, build_images, require_engine
+from tests.containers.gateway import Gateway, build_images
 from tests.e2e.house import run, until
 from tests.peers import program, require_peer
 
@@ -71,8 +71,7 @@ CAMERAS = {"webhook": ("yard", "hall"), "dc09": ("hall",), "mqtt": ("yard",)}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
-    require_engine()
+async def gateway(engine: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     program("curl", "apt-get install curl")
     program("mosquitto_pub", "apt-get install mosquitto-clients")
     build_images(["tools", *SERVICES])
