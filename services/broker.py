@@ -81,15 +81,18 @@ class Broker:
         program: Program | None = None,
         persistence: bool = False,
         security: Security | None = None,
+        listen: str = _HOST,
     ) -> None:
         """`directory` receives configuration, log and data. `program` None takes Mosquitto if there
-        is one. `persistence` keeps retained messages and sessions over an orderly restart.
+        is one. `persistence` keeps retained messages and sessions over an orderly restart. It can be
+        reached at the loopback interface, or at all where it is to `listen` at 0.0.0.0.
 
         Raises `NoBroker` if there is none that can do what is asked.
         """
         self.directory = directory
         self.program: Program = program or ("mosquitto" if find_mosquitto() else "iotcore")
         self.port = 0
+        self._listen = listen
         self._persistence = persistence
         self._security = security
         self._process: asyncio.subprocess.Process | None = None
@@ -191,14 +194,14 @@ class Broker:
             path.write_text(self._mosquitto_conf(port))
             return [str(find_mosquitto()), "-c", str(path)]
         path = self.directory / "iotcore.toml"
-        path.write_text(_IOTCORE.format(listen=f"{_HOST}:{port}"))
+        path.write_text(_IOTCORE.format(listen=f"{self._listen}:{port}"))
         # Its log is of every packet, at the level of errors.
         return [sys.executable, "-m", "iotcore", "--config", str(path), "--log-level", "CRITICAL"]
 
     def _mosquitto_conf(self, port: int) -> str:
         security = self._security
         lines = [
-            f"listener {port} {_HOST}",
+            f"listener {port} {self._listen}",
             f"persistence {str(self._persistence).lower()}",
             f"persistence_location {self.directory.resolve()}/",
             *_LIMITS,

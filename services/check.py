@@ -139,7 +139,7 @@ def _in_words(summary: dict[str, Any]) -> str:
     )
 
 
-class _AllSecrets(Secrets):
+class AllSecrets(Secrets):
     """Those of all services: each may have a folder of its own in the secrets directory."""
 
     def _path(self, name: str) -> Path | None:
@@ -153,7 +153,7 @@ async def main(
     path: str, *, online: bool = False, as_json: bool = False, secrets_dir: str | None = None
 ) -> int:
     """Check, print, and return the exit code."""
-    report = await check(path, online=online, secrets=_AllSecrets(secrets_dir, warn=lambda _: None))
+    report = await check(path, online=online, secrets=AllSecrets(secrets_dir, warn=lambda _: None))
     print(report.to_json() if as_json else report.to_text(colour=sys.stdout.isatty()))
     return report.exit_code
 

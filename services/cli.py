@@ -188,7 +188,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--seconds", type=float, metavar="N", help="end after N seconds; exit code 0 if nothing is missing"
     )
-    demo.add_argument("--keep", metavar="FOLDER", help="keep logs, stores and the site file there")
+    where = demo.add_mutually_exclusive_group()
+    where.add_argument("--keep", metavar="FOLDER", help="keep logs, stores and the site file there")
+    where.add_argument(
+        "--gateway",
+        metavar="FOLDER",
+        help="play to the gateway of compose.yaml that has this folder, instead of starting one",
+    )
     return parser
 
 
@@ -255,6 +261,10 @@ def _dispatch(args: argparse.Namespace) -> int:
                 )
             )
         case "demo":
+            if args.gateway is not None:
+                from services import demo_gateway  # noqa: PLC0415
+
+                return demo_gateway.main(Settings.of({}), args.gateway, seconds=args.seconds)
             from services import demo  # noqa: PLC0415
 
             return demo.main(seconds=args.seconds, keep=args.keep)

@@ -179,7 +179,7 @@ class Gateway:
         """Each service's folder of secrets, for its user to read; and what is still missing in them."""
         needed: dict[str, dict[str, str]] = {name: {} for name in self.services}
         for at, ref in secret_refs(site):
-            needed.setdefault(_reader(site, at), {}).setdefault(ref.secret, ".".join(map(str, at)))
+            needed.setdefault(reader_of(site, at), {}).setdefault(ref.secret, ".".join(map(str, at)))
         for service, refs in needed.items():
             folder = self.folder / "secrets" / service
             self._mine(folder)
@@ -365,7 +365,7 @@ def _open_to_group(folder: Path, group: int) -> None:
         path.chmod(0o2750 if path == folder else path.stat().st_mode & 0o700 | 0o040)
 
 
-def _reader(site: Site, at: tuple[str | int, ...]) -> str:
+def reader_of(site: Site, at: tuple[str | int, ...]) -> str:
     """The service that needs the secret that is named at this place of the site file."""
     match at:
         case ("cameras", _, target, *_) | ("targets", target, *_):

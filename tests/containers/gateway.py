@@ -42,9 +42,10 @@ def build_images(names: Sequence[str]) -> None:
 
 
 class Gateway:
-    """`profiles` are those of compose.yaml. Use it as a context manager; `up` starts it."""
+    """`profiles` are those of compose.yaml; without a `site` there is no site file yet. A context manager,
+    which takes everything down in the end."""
 
-    def __init__(self, folder: Path, site: Mapping[str, Any], profiles: Sequence[str]) -> None:
+    def __init__(self, folder: Path, site: Mapping[str, Any] | None, profiles: Sequence[str]) -> None:
         self.folder = folder
         self.ports = {name: free_port() for name in _PORTS}
         self.project = f"tocsin-test-{os.getpid()}"
@@ -63,8 +64,9 @@ class Gateway:
             **{name: str(port) for name, port in self.ports.items()},
         }
         (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        (folder / "site").mkdir()
-        (folder / "site" / "site.yaml").write_text(yaml.safe_dump(dict(site), sort_keys=False))
+        if site is not None:
+            (folder / "site").mkdir()
+            (folder / "site" / "site.yaml").write_text(yaml.safe_dump(dict(site), sort_keys=False))
 
     def __enter__(self) -> Gateway:
         return self
@@ -72,7 +74,16 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         _ran("docker", "rm", "--force", "--volumes", self._vms)
         self.compose(
-            "--profile", "rotate", "--profile", "tocsin", "down", "--volumes", "--remove-orphans", ok=False
+            "--profile",
+            "rotate",
+            "--profile",
+            "tocsin",
+            "--profile",
+            "demo",
+            "down",
+            "--volumes",
+            "--remove-orphans",
+            ok=False,
         )
 
     def compose(self, *arguments: str, ok: bool = True) -> str:

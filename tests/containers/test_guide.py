@@ -56,9 +56,7 @@ async def test_an_event_arrives_after_all_that_the_guide_says(copy: Path) -> Non
         lines = re.sub(r"(?m)^make images.*\n", "", block)
         lines = lines.replace("docker compose", " ".join(compose_command()))
         lines = lines.replace("127.0.0.1:8080", f"127.0.0.1:{ports['WEBHOOK_PORT']}")
-        lines = lines.replace("--name vms", f"--name {PROJECT}-vms").replace(
-            "--advertise vms", f"--advertise {PROJECT}-vms"
-        )
+        lines = re.sub(r"(--name|--advertise) vms", rf"\1 {PROJECT}-vms", lines)
         script.append(lines)
     environ = clean_environment(
         COMPOSE_PROJECT_NAME=PROJECT, TOCSIN_VERSION=os.environ.get("TOCSIN_TEST_IMAGES", TAG), BIND="127.0.0.1",
