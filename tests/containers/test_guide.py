@@ -59,7 +59,8 @@ async def test_an_event_arrives_after_all_that_the_guide_says(copy: Path) -> Non
         lines = re.sub(r"(--name|--advertise) vms", rf"\1 {PROJECT}-vms", lines)
         script.append(lines)
     environ = clean_environment(
-        COMPOSE_PROJECT_NAME=PROJECT, TOCSIN_VERSION=os.environ.get("TOCSIN_TEST_IMAGES", TAG), BIND="127.0.0.1",
+        COMPOSE_PROJECT_NAME=PROJECT, BIND="127.0.0.1",
+        TOCSIN_VERSION=os.environ.get("TOCSIN_TEST_IMAGES", TAG),
         **{name: str(port) for name, port in ports.items()},
     )  # fmt: skip
     done = subprocess.run(  # noqa: ASYNC221
