@@ -65,6 +65,7 @@ def _lists(name: str, root: Path) -> dict[Path, str]:
         compose: _compose(compose, service, _fill((templates / f"compose.yaml{_SUFFIX}").read_text(), words)),
         bake: _insert(bake, r'(?m)^(?:      "adapter-.+\n)+', f'      "{service}",\n'),
         kustomization: _insert(kustomization, r"(?m)^(?:  - adapter-.+\n)+", f"  - {service}.yaml\n"),
+        root / "secrets" / service / ".gitkeep": "",
         base / f"{service}.yaml": _fill((templates / f"k8s.yaml{_SUFFIX}").read_text(), words),
     }
 

@@ -115,6 +115,7 @@ class Gateway:
         folder = self.folder / "secrets" / service
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".new").write_text(value)
+        (folder / ".new").chmod(0o640)
         (folder / ".new").replace(folder / name)
 
     def password(self, user: str) -> str:

@@ -79,6 +79,8 @@ async def gateway(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Asy
         (made.folder / "site" / "broker-users").write_text("things readwrite sensors/#\n")
         said = made.compose("run", "--rm", "setup")
         assert "secrets/adapter-dc09/panel_key is missing (devices.panel.credentials.key)" in said
+        # What is put there later is for the services' group to read, and for nobody else.
+        assert (made.folder / "secrets" / "adapter-dc09").stat().st_mode & 0o7777 == 0o2750
         made.secret("adapter-dc09", "panel_key", PANEL_KEY)
         made.secret("adapter-webhook", "script_token", TOKEN)
         await made.start_vms()

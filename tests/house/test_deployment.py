@@ -18,9 +18,10 @@ SERVICES = {service.name for service in services()}
 COMMANDS = {"setup", "rotate", "tocsin"}
 """What compose.yaml runs once."""
 CAPABILITIES = {
-    "setup": {"CHOWN", "DAC_OVERRIDE", "FOWNER"},
-    "rotate": {"CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL"},
+    "setup": {"CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID"},
+    "rotate": {"CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL"},
     "tocsin": {"DAC_OVERRIDE"},
+    "demo": {"DAC_OVERRIDE", "FOWNER"},
 }
 
 
@@ -73,6 +74,8 @@ def test_compose_gives_each_service_its_own(name: str) -> None:
     assert name in compose()["volumes"]
     assert service["secrets"] == [{"source": name, "target": "/run/secrets"}]
     assert compose()["secrets"][name] == {"file": f"./secrets/{name}"}
+    # Compose 2 mounts no folder that is not there, so that `up` alone would fail the first time.
+    assert (ROOT / "secrets" / name / ".gitkeep").exists()
     # An adapter runs where its profile is asked for, what every gateway needs always.
     protocol = name.removeprefix("adapter-")
     assert service.get("profiles", [protocol])[0] == protocol
@@ -87,7 +90,7 @@ def test_compose_confines_everything(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert {"mem_limit", "pids_limit"} <= service.keys()
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
-    assert ("restart" in service) == (name not in COMMANDS)
+    assert ("restart" in service) == (name not in COMMANDS | {"demo"})
     assert "privileged" not in service
     # Only what gives keys to others has rights, and only to do that; it reaches no network.
     assert set(service.get("cap_add", ())) <= CAPABILITIES.get(name, set())
