@@ -41,6 +41,17 @@ def build_images(names: Sequence[str]) -> None:
         images.build(names, images.default_base(), TAG)
 
 
+def bare_copy(folder: Path) -> None:
+    """What compose.yaml needs of the project, as in a fresh clone."""
+    for name in ("compose.yaml", ".env.example"):
+        shutil.copy2(ROOT / name, folder)
+    shutil.copytree(ROOT / "mosquitto", folder / "mosquitto")
+    (folder / "observability").mkdir()
+    for keep in (ROOT / "secrets").glob("*/.gitkeep"):
+        (folder / "secrets" / keep.parent.name).mkdir(parents=True)
+        shutil.copy2(keep, folder / "secrets" / keep.parent.name)
+
+
 class Gateway:
     """`profiles` are those of compose.yaml; without a `site` there is no site file yet. A context manager,
     which takes everything down in the end."""
@@ -52,9 +63,7 @@ class Gateway:
         self._compose = compose_command()
         require_peer("Docker Compose", self._compose, "apt-get install docker-compose")
         self._vms = f"{self.project}-vms"
-        shutil.copy2(ROOT / "compose.yaml", folder)
-        shutil.copytree(ROOT / "mosquitto", folder / "mosquitto")
-        (folder / "observability").mkdir()
+        bare_copy(folder)
         settings = {
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_PROFILES": ",".join(profiles),

@@ -18,7 +18,6 @@ SERVICES = (*MAKERS, *(f"adapter-{name}" for name in PROTOCOLS))
 def test_the_demo_runs_in_containers_and_loses_nothing(engine: None, tmp_path: Path) -> None:
     build_images(["tools", *SERVICES])
     with Gateway(tmp_path, None, ["demo"]) as gateway:
-        gateway.compose("run", "--rm", "setup")
         gateway.compose("up", "--detach", "--scale", "demo=0")
         said = gateway.compose("run", "--rm", "-T", "demo", "--seconds", "20", ok=False)
         assert said.rstrip().endswith("Nothing lost, nothing twice."), said

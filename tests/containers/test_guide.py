@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.broker import free_port
-from tests.containers.gateway import TAG, build_images, compose_command
+from tests.containers.gateway import TAG, bare_copy, build_images, compose_command
 from tests.e2e.house import until
 from tests.peers import clean_environment, program, require_peer
 
@@ -27,11 +26,7 @@ def copy(engine: None, tmp_path: Path) -> Iterator[Path]:
     program("curl", "apt-get install curl")
     command = compose_command()
     require_peer("Docker Compose", command, "apt-get install docker-compose")
-    for name in ("compose.yaml", ".env.example"):
-        shutil.copy2(ROOT / name, tmp_path)
-    for name in ("mosquitto", "observability"):
-        if (ROOT / name).exists():
-            shutil.copytree(ROOT / name, tmp_path / name)
+    bare_copy(tmp_path)
     yield tmp_path
     for arguments in (["docker", "rm", "--force", f"{PROJECT}-vms"], [*command, "down", "--volumes"]):
         subprocess.run(
