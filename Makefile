@@ -4,13 +4,14 @@
 SECONDS ?=
 ROUNDS ?=
 NAME ?=
+BASE ?=
 ARGS ?=
 WORKERS ?= 2
 
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup broker demo test lint format bench chaos fuzz images adapter schemas lock clean
+.PHONY: help setup broker demo test lint format bench chaos fuzz images wheels sbom adapter schemas lock clean
 
 help:
 	@echo 'make demo               the whole gateway on simulated sensors, live   [SECONDS=20]'
@@ -22,7 +23,9 @@ help:
 	@echo 'make fuzz               hostile bytes for every parser                 [SECONDS=60]'
 	@echo 'make adapter NAME=foo   a new room with tests to fill in'
 	@echo 'make schemas            write the generated documents anew'
-	@echo 'make images             a container image for each service'
+	@echo 'make images             a container image for each service             [BASE=IMAGE]'
+	@echo 'make wheels             fetch what they need, to build them offline'
+	@echo 'make sbom               what is in each image, as CycloneDX'
 	@echo 'make lock               pin the dependencies anew                      [ARGS=--upgrade]'
 
 setup:
@@ -58,7 +61,13 @@ fuzz: setup
 	@$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 images: setup
-	@$(BIN)/python -m scripts.images $(ARGS)
+	@$(BIN)/python -m scripts.images $(if $(BASE),--base $(BASE)) $(ARGS)
+
+wheels: setup
+	@$(BIN)/python -m scripts.wheels $(ARGS)
+
+sbom: setup
+	@$(BIN)/python -m scripts.sbom $(ARGS)
 
 adapter: setup
 	@$(BIN)/python -m scripts.new_adapter $(NAME)
@@ -72,4 +81,5 @@ lock:
 	@scripts/lock $(ARGS)
 
 clean:
+	@scripts/engine stop
 	rm -rf .venv .cache build dist

@@ -2,7 +2,8 @@
 
 It lays out services/adapters/osdp and tests/adapters/osdp from scripts/templates, and enters the
 adapter where it must be listed: an extra in pyproject.toml, a service in compose.yaml, objects in
-k8s. The room runs at once, but for its codec: its tests say what there is to fill in.
+k8s, an image in docker-bake.hcl. The room runs at once, but for its codec: its tests say what
+there is to fill in.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def _files(name: str, module: str, room: Path, tests: Path) -> dict[Path, str]:
 def _lists(name: str, root: Path) -> dict[Path, str]:
     service = f"adapter-{name}"
     pyproject, compose = root / "pyproject.toml", root / "compose.yaml"
+    bake = root / "docker-bake.hcl"
     base, components = root / "k8s" / "base", root / "k8s" / "components"
     kustomization = base / "kustomization.yaml"
     templates = ROOT / "scripts" / "templates"
@@ -60,11 +62,10 @@ def _lists(name: str, root: Path) -> dict[Path, str]:
         pyproject: _insert(
             pyproject, r"(?m)^\[project\.optional-dependencies\]\n(?:.+\n)*", f"{name} = []\n"
         ),
-        compose: _insert(compose, r"(?m)^volumes:\n(?:  .+\n)*", f"  {service}: {{}}\n").replace(
-            "\nvolumes:\n",
-            "\n" + _fill((templates / f"compose.yaml{_SUFFIX}").read_text(), words) + "\nvolumes:\n",
-        ),
+        compose: _compose(compose, service, _fill((templates / f"compose.yaml{_SUFFIX}").read_text(), words)),
+        bake: _insert(bake, r'(?m)^(?:      "adapter-.+\n)+', f'      "{service}",\n'),
         kustomization: _insert(kustomization, r"(?m)^(?:  - adapter-.+\n)+", f"  - {service}.yaml\n"),
+        root / "secrets" / service / ".gitkeep": "",
         base / f"{service}.yaml": _fill((templates / f"k8s.yaml{_SUFFIX}").read_text(), words),
         **{
             path: path.read_text() + _fill((templates / f"{template}.yaml{_SUFFIX}").read_text(), words)
@@ -76,9 +77,16 @@ def _lists(name: str, root: Path) -> dict[Path, str]:
     }
 
 
-def _insert(path: Path, after: str, line: str) -> str:
-    """The file's text with `line` put after what the pattern `after` finds."""
-    text = path.read_text()
+def _compose(path: Path, service: str, entry: str) -> str:
+    """compose.yaml with a further adapter behind the others, its secrets and its volume."""
+    text = _insert(path, r"(?ms)^  adapter-.+?\n\n(?!  adapter-)", entry)
+    text = _insert(path, r"(?m)^secrets:\n(?:  .+\n)*", f"  {service}: {{file: ./secrets/{service}}}\n", text)
+    return _insert(path, r"(?m)^volumes:\n(?:  .+\n)*", f"  {service}: {{}}\n", text)
+
+
+def _insert(path: Path, after: str, line: str, text: str | None = None) -> str:
+    """The file's text, or `text` in its place, with `line` put after what the pattern `after` finds."""
+    text = path.read_text() if text is None else text
     found = re.search(after, text)
     if not found:
         raise Refused(f"{path} is not laid out as expected: {after} is not in it")

@@ -1,15 +1,13 @@
-"""Prints the part of requirements.lock that one service needs: `python scripts/requirements.py EXTRA`.
+"""The parts of requirements.lock that each image needs.
 
-With `--build` for EXTRA: what building the project needs. The lock says of each package on whose
-account it is there ("via"), which is followed from the extra's own dependencies down. So each image
-holds its service's packages, with their hashes, and no others. Runs on a bare Python: it is used
-where nothing is installed yet.
+The lock says of each package on whose account it is there ("via"), which is followed from an extra's
+own dependencies down. So each image holds its service's packages, with their hashes, and no others.
+Runs on a bare Python: it is used where nothing is installed yet.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,15 +16,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def for_common(root: Path = ROOT) -> str:
+    """Lock lines for what every service needs."""
+    return closure(_project(root)["dependencies"], root)
+
+
 def for_extra(extra: str, root: Path = ROOT) -> str:
-    """Lock lines for the base dependencies and those of `extra`. Raises KeyError if there is none."""
-    project = _pyproject(root)["project"]
+    """Lock lines for what every service needs and for `extra`. Raises KeyError if there is none."""
+    project = _project(root)
     return closure([*project["dependencies"], *project["optional-dependencies"][extra]], root)
 
 
-def for_build(root: Path = ROOT) -> str:
-    """Lock lines for the build backend."""
-    return closure(_pyproject(root)["build-system"]["requires"], root)
+def for_all(root: Path = ROOT) -> str:
+    """Lock lines for all extras."""
+    project = _project(root)
+    return closure([*project["dependencies"], *_flat(project["optional-dependencies"].values())], root)
 
 
 def closure(wanted: Iterable[str], root: Path = ROOT) -> str:
@@ -43,8 +47,19 @@ def closure(wanted: Iterable[str], root: Path = ROOT) -> str:
     return "".join(text for name, _, text in entries if name in needed)
 
 
-def _pyproject(root: Path) -> dict[str, Any]:
-    return tomllib.loads((root / "pyproject.toml").read_text())
+def without(lock: str, other: str) -> str:
+    """The entries of one part of the lock that another does not have."""
+    there = {text for _, _, text in _entries(other)}
+    return "".join(text for _, _, text in _entries(lock) if text not in there)
+
+
+def _project(root: Path) -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    return project
+
+
+def _flat(lists: Iterable[list[str]]) -> list[str]:
+    return [each for one in lists for each in one]
 
 
 def _entries(lock: str) -> list[tuple[str, set[str], str]]:
@@ -64,9 +79,3 @@ def _name(requirement: str) -> str:
     found = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert found, requirement
     return re.sub(r"[-_.]+", "-", found[0]).lower()
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    sys.stdout.write(for_build() if sys.argv[1] == "--build" else for_extra(sys.argv[1]))

@@ -60,8 +60,8 @@ class Security:
     passwords: Mapping[str, str] | None = None
     """Password of each user; None where clients show certificates."""
     certificates: Path | None = None
-    """A folder as `mosquitto/make-certs` makes it. The listener then speaks TLS, and without
-    `passwords` asks every client for a certificate, whose common name is the user."""
+    """A folder as `mosquitto/make-certs` makes it, or `broker/server` of `tocsin init`. The listener then
+    speaks TLS, and without `passwords` asks every client for a certificate, whose common name is the user."""
 
 
 class Broker:
@@ -81,15 +81,18 @@ class Broker:
         program: Program | None = None,
         persistence: bool = False,
         security: Security | None = None,
+        listen: str = HOST,
     ) -> None:
         """`directory` receives configuration, log and data. `program` None takes Mosquitto if there
-        is one. `persistence` keeps retained messages and sessions over an orderly restart.
+        is one. `persistence` keeps retained messages and sessions over an orderly restart. It can be
+        reached at the loopback interface, or at all where it is to `listen` at 0.0.0.0.
 
         Raises `NoBroker` if there is none that can do what is asked.
         """
         self.directory = directory
         self.program: Program = program or ("mosquitto" if find_mosquitto() else "iotcore")
         self.port = 0
+        self._listen = listen
         self._persistence = persistence
         self._security = security
         self._process: asyncio.subprocess.Process | None = None
@@ -140,11 +143,12 @@ class Broker:
         if _taken(port):
             raise NoBroker(f"somebody else listens on port {port}")
         with self.log.open("ab") as log:
+            before = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *await asyncio.to_thread(self._command, port),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        if await self._listens(port):
+        if await self._listens(port, before):
             self.port = port
             return
         await self.kill()
@@ -171,7 +175,7 @@ class Broker:
             process.kill()
             await process.wait()
 
-    async def _listens(self, port: int) -> bool:
+    async def _listens(self, port: int, before: int) -> bool:
         process = self._process
         assert process is not None
         deadline = asyncio.get_running_loop().time() + _PATIENCE
@@ -182,7 +186,9 @@ class Broker:
                 await asyncio.sleep(0.02)
                 continue
             writer.close()
-            return True
+            if self.program != "mosquitto" or b" running\n" in self.log.read_bytes()[before:]:
+                return True
+            await asyncio.sleep(0.02)  # it listens before it reads its certificates
         return False
 
     def _command(self, port: int) -> list[str]:
@@ -191,14 +197,14 @@ class Broker:
             path.write_text(self._mosquitto_conf(port))
             return [str(find_mosquitto()), "-c", str(path)]
         path = self.directory / "iotcore.toml"
-        path.write_text(_IOTCORE.format(listen=f"{HOST}:{port}"))
+        path.write_text(_IOTCORE.format(listen=f"{self._listen}:{port}"))
         # Its log is of every packet, at the level of errors.
         return [sys.executable, "-m", "iotcore", "--config", str(path), "--log-level", "CRITICAL"]
 
     def _mosquitto_conf(self, port: int) -> str:
         security = self._security
         lines = [
-            f"listener {port} {HOST}",
+            f"listener {port} {self._listen}",
             f"persistence {str(self._persistence).lower()}",
             f"persistence_location {self.directory.resolve()}/",
             *_LIMITS,
@@ -216,6 +222,8 @@ class Broker:
                     f"certfile {folder / 'server.crt'}",
                     f"keyfile {folder / 'server.key'}",
                 ]
+                if (folder / "trusted").is_dir():
+                    lines.append(f"capath {folder / 'trusted'}")
                 if security.passwords is None:
                     lines += ["require_certificate true", "use_identity_as_username true"]
             if security.passwords is not None:

@@ -140,11 +140,21 @@ def _in_words(summary: dict[str, Any]) -> str:
     )
 
 
+class AllSecrets(Secrets):
+    """Those of all services: each may have a folder of its own in the secrets directory."""
+
+    def _path(self, name: str) -> Path | None:
+        path = super()._path(name)
+        if path is None or path.exists():
+            return path
+        return next(iter(sorted(path.parent.glob(f"*/{name}"))), path)
+
+
 async def main(
     path: str, *, online: bool = False, as_json: bool = False, secrets_dir: str | None = None
 ) -> int:
     """Check, print, and return the exit code."""
-    report = await check(path, online=online, secrets=Secrets(secrets_dir, warn=lambda _: None))
+    report = await check(path, online=online, secrets=AllSecrets(secrets_dir, warn=lambda _: None))
     print(report.to_json() if as_json else report.to_text(colour=sys.stdout.isatty()))
     return report.exit_code
 
@@ -230,7 +240,7 @@ class _Checker:
             "targets": [name for name, _ in site.targets.items()],
             "copies": {service: many for service, many in site.copies.items() if many > 1},
         }
-        for at, ref in _secret_refs(site):
+        for at, ref in secret_refs(site):
             try:
                 self.secrets.read(ref)
             except MissingSecret as error:
@@ -469,7 +479,7 @@ def _in_plain_words(error: BaseException, host: str, ca_file: str | None) -> tup
     return f"{host} cannot be reached ({type(error).__name__})", "check the address and the network"
 
 
-def _secret_refs(
+def secret_refs(
     value: Any, at: tuple[str | int, ...] = ()
 ) -> Iterator[tuple[tuple[str | int, ...], SecretRef]]:
     """Every secret that a part of the site names, and where."""
@@ -477,13 +487,13 @@ def _secret_refs(
         yield at, value
     elif isinstance(value, BaseModel):
         for name, info in type(value).model_fields.items():
-            yield from _secret_refs(getattr(value, name), (*at, info.alias or name))
+            yield from secret_refs(getattr(value, name), (*at, info.alias or name))
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _secret_refs(item, (*at, str(key)))
+            yield from secret_refs(item, (*at, str(key)))
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _secret_refs(item, (*at, index))
+            yield from secret_refs(item, (*at, index))
 
 
 def _selects(site: Site) -> Iterator[tuple[str, frozenset[str]]]:

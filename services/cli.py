@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,6 +20,7 @@ custom event, with all that it said, on each camera that sees it.
 
   tocsin demo                     see it work: simulated sensors, a broker, every service, a VMS
   tocsin check site.yaml          is the site file right? what is missing?
+  tocsin init                     certificates, passwords and the broker's ACL for this site
   tocsin run correlator           run one service (each is a process of its own)
   tocsin watch                    follow events from sensor to camera, live
   tocsin dead-letters list        what a target has refused, and why
@@ -38,6 +40,21 @@ def _settings(parser: argparse.ArgumentParser, names: Sequence[str] | None = Non
             group.add_argument(
                 "--" + each.name.replace("_", "-"), metavar="X", help=each.metadata["help"] + default
             )
+
+
+def _gateway(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", nargs="?", default=".", help="the gateway's folder, with site/site.yaml (default: this one)"
+    )
+    parser.add_argument(
+        "--names",
+        metavar="NAME,...",
+        default=os.environ.get("TOCSIN_BROKER_NAMES") or "mosquitto,localhost,127.0.0.1",
+        help="names and addresses that the broker is reached by (TOCSIN_BROKER_NAMES; default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reload", type=int, metavar="PID", help="have this process, Mosquitto, read its files anew (SIGHUP)"
+    )
 
 
 _ON_THE_BUS = (
@@ -66,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Services: adapter-<protocol> (adapter-dc09, adapter-webhook, adapter-mqtt, …), correlator, "
         "vms-publisher, camio-publisher. All that talk to each other need the same site file and broker.",
     )
-    run.add_argument("service", metavar="SERVICE", help="its name")
+    own = os.environ.get("TOCSIN_SERVICE")  # a container image runs the one that is in it
+    run.add_argument("service", metavar="SERVICE", nargs="?" if own else None, default=own, help="its name")
     _settings(run)
 
     check = commands.add_parser(
@@ -80,6 +98,25 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--online", action="store_true", help="try devices, tokens, Camio and clocks")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.add_argument("--secrets-dir", metavar="X", help="folder of secret files")
+
+    init = commands.add_parser(
+        "init",
+        help="make certificates, passwords and the broker's ACL",
+        description="Make what a gateway's broker and its services know each other by, as far as it is "
+        "missing or about to end; say which secrets are still missing. It may run at every start.",
+    )
+    _gateway(init)
+    rotate = commands.add_parser(
+        "rotate",
+        help="make all certificates anew",
+        description="Make every certificate anew, with nothing stopped: services read theirs at each "
+        "connection, Mosquitto at --reload.",
+    )
+    _gateway(rotate)
+    step = rotate.add_mutually_exclusive_group()
+    step.add_argument("--new-ca", action="store_true", help="begin a change of CA: both are trusted")
+    step.add_argument("--drop-old-ca", action="store_true", help="end it: only the new one is trusted")
+    rotate.add_argument("--passwords", action="store_true", help="make all passwords anew too")
 
     watch = commands.add_parser(
         "watch",
@@ -155,7 +192,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--seconds", type=float, metavar="N", help="end after N seconds; exit code 0 if nothing is missing"
     )
-    demo.add_argument("--keep", metavar="FOLDER", help="keep logs, stores and the site file there")
+    where = demo.add_mutually_exclusive_group()
+    where.add_argument("--keep", metavar="FOLDER", help="keep logs, stores and the site file there")
+    where.add_argument(
+        "--gateway",
+        metavar="FOLDER",
+        help="play to the gateway of compose.yaml that has this folder, instead of starting one",
+    )
     return parser
 
 
@@ -234,6 +277,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except ImportError as error:
+        if "TOCSIN_SERVICE" not in os.environ or not (error.name or "").startswith("services"):
+            raise
+        asked = " ".join(filter(None, (args.command, vars(args).get("service"))))
+        print(f"this image has one service and no `tocsin {asked}`; tocsin/tools has all", file=sys.stderr)
+        return 2
 
 
 def _dispatch(args: argparse.Namespace) -> int:
@@ -257,6 +306,10 @@ def _dispatch(args: argparse.Namespace) -> int:
             return asyncio.run(
                 check.main(args.file, online=args.online, as_json=args.json, secrets_dir=args.secrets_dir)
             )
+        case "init" | "rotate":
+            from services import identities  # noqa: PLC0415
+
+            return identities.main(args)
         case "watch":
             from services import watch  # noqa: PLC0415
 
@@ -286,6 +339,10 @@ def _dispatch(args: argparse.Namespace) -> int:
                 )
             )
         case "demo":
+            if args.gateway is not None:
+                from services import demo_gateway  # noqa: PLC0415
+
+                return demo_gateway.main(Settings.of({}), args.gateway, seconds=args.seconds)
             from services import demo  # noqa: PLC0415
 
             return demo.main(seconds=args.seconds, keep=args.keep)

@@ -16,9 +16,10 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from services import rooms
 from services.broker import NoBroker, free_port
@@ -61,8 +62,15 @@ SCENES: tuple[tuple[str, str, tuple[Kind, ...]], ...] = (
 """What happens, over and over: a device reports, of a sensor, kinds one after another."""
 
 
-def site(ports: dict[str, int]) -> dict[str, Any]:
-    """The demo's site file: sensors of all types, on devices of many protocols."""
+def site(
+    ports: Mapping[str, int], *, devices: str = HOST, listen: str = HOST, foreign: str | None = None
+) -> dict[str, Any]:
+    """The demo's site file: sensors of all types, on devices of many protocols.
+
+    `devices` is the address of the simulated devices, `listen` that at which adapters wait for them, and
+    `foreign` the broker of those that publish, by default the gateway's own.
+    """
+    broker = {} if foreign is None else {"broker": foreign}
 
     def camera(name: str, secret: str) -> dict[str, Any]:
         return {"name": name, "vms": {"token": {"secret": secret}}}
@@ -139,6 +147,7 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
             "zigbee": {
                 "adapter": "mqtt",
                 "profile": "zigbee2mqtt",
+                **broker,
                 "sensors": {
                     "yard-motion": {
                         "type": "motion",
@@ -150,7 +159,7 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
             },
             "front-reader": {
                 "adapter": "osdp",
-                "line": f"tcp://{HOST}:{ports['front-reader']}",
+                "line": f"tcp://{devices}:{ports['front-reader']}",
                 "address": 0,
                 "credentials": {"scbk": {"secret": "reader_key"}},
                 "card_key": {"secret": "card_key"},
@@ -182,7 +191,7 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
             },
             "leak-panel": {
                 "adapter": "modbus",
-                "url": f"tcp://{HOST}:{ports['leak-panel']}",
+                "url": f"tcp://{devices}:{ports['leak-panel']}",
                 "period": "100ms",
                 "sensors": {
                     "server-leak": {
@@ -197,7 +206,7 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
             },
             "hall-panel": {
                 "adapter": "bacnet",
-                "address": f"{HOST}:{ports['hall-panel']}",
+                "address": f"{devices}:{ports['hall-panel']}",
                 "instance": 2001,
                 "sensors": {
                     "hall-fire": {
@@ -211,7 +220,7 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
             },
             "yard-camera": {
                 "adapter": "onvif",
-                "url": f"http://{HOST}:{ports['yard-camera']}",
+                "url": f"http://{devices}:{ports['yard-camera']}",
                 "credentials": {"username": "tocsin", "password": {"secret": "yard_camera"}},
                 "sensors": {
                     "gate-motion": {"type": "motion", "name": "Motion at the gate", "cameras": ["yard"]}
@@ -219,7 +228,7 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
             },
             "bar-till": {
                 "adapter": "pos",
-                "connection": {"listen": f"{HOST}:{ports['bar-till']}", "allow": [HOST]},
+                "connection": {"listen": f"{listen}:{ports['bar-till']}", "allow": [devices]},
                 "sensors": {
                     "till-2": {"type": "pos", "register": 1, "name": "Till of the bar", "cameras": ["shop"]}
                 },
@@ -227,6 +236,7 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
             "frigate": {
                 "adapter": "mqtt",
                 "profile": "frigate",
+                **broker,
                 "sensors": {
                     "drive-ai": {
                         "type": "ai",
@@ -238,10 +248,10 @@ def site(ports: dict[str, int]) -> dict[str, Any]:
             },
         },
         "adapters": {
-            "dc09": {"listen": f"{HOST}:{ports['dc09']}"},
-            "webhook": {"listen": f"{HOST}:{ports['webhook']}"},
-            "snmp": {"listen": f"{HOST}:{ports['snmp']}"},
-            "bacnet": {"address": HOST, "port": ports["bacnet"]},
+            "dc09": {"listen": f"{listen}:{ports['dc09']}"},
+            "webhook": {"listen": f"{listen}:{ports['webhook']}"},
+            "snmp": {"listen": f"{listen}:{ports['snmp']}"},
+            "bacnet": {"address": listen, "port": ports["bacnet"]},
         },
         "targets": {"vms": {}, "camio": {"token": {"secret": "camio"}}},
     }
@@ -284,15 +294,23 @@ class _Tally:
                 return
 
 
-async def _speakers(
-    stack: Stack, ports: dict[str, int], opened: contextlib.AsyncExitStack
+class World(Protocol):
+    """A gateway that the demo plays to, and the targets that it counts at."""
+
+    site: dict[str, Any]
+
+    async def vms_events(self, *tags: str) -> list[dict[str, Any]]: ...
+
+    async def ask_camio(self, path: str) -> Any: ...
+
+
+async def speakers(
+    site_file: Path, held: Secrets, addresses: Mapping[str, str], opened: contextlib.AsyncExitStack
 ) -> dict[str, Speaker]:
-    """The simulated devices, by id, there until `opened` is closed."""
+    """The simulated devices, by id, there until `opened` is closed. Addresses are those of devices that
+    listen and, by the names of their adapters, those that the others speak to."""
     names = rooms.names()
-    loaded = load(stack.site_file, {name: rooms.room(name) for name in names}, adapters=names)
-    held = Secrets(stack.secrets_dir)
-    addresses = {name: f"{HOST}:{port}" for name, port in ports.items()}
-    addresses |= {"webhook": f"http://{HOST}:{ports['webhook']}", "mqtt": stack.broker.url}
+    loaded = load(site_file, {name: rooms.room(name) for name in names}, adapters=names)
     return {
         id_: await opened.enter_async_context(
             speaker(id_, device, held, addresses.get(id_) or addresses[device.adapter])
@@ -317,7 +335,7 @@ async def _act(speakers: dict[str, Speaker], tally: _Tally, stopping: asyncio.Ev
                 return
 
 
-async def _verdict(stack: Stack, tally: _Tally, console: Console) -> bool:
+async def _verdict(stack: World, tally: _Tally, console: Console) -> bool:
     """Count at the VMS and at Camio; True if all arrived, once each."""
     loaded = stack.site
     cameras_of = {
@@ -377,31 +395,54 @@ async def _run(seconds: float | None, directory: Path, console: Console) -> int:
     async with contextlib.AsyncExitStack() as opened:
         opened.push_async_callback(stack.stop)
         await stack.start_surroundings()
-        speakers = await _speakers(stack, ports, opened)
+        addresses = {name: f"{HOST}:{port}" for name, port in ports.items()}
+        addresses |= {"webhook": f"http://{HOST}:{ports['webhook']}", "mqtt": stack.broker.url}
+        devices = await speakers(stack.site_file, Secrets(stack.secrets_dir), addresses, opened)
         await stack.start_services()
         console.line(f"Ready after {time.monotonic() - began:.1f} s. Files: {directory}")
-        console.line(
-            "Each event: when, what, which sensor; then the cameras and targets that have it, after how long."
+        return await play(
+            stack,
+            devices,
+            Endpoint(stack.broker.url),
+            seconds=seconds,
+            stopping=stopping,
+            console=console,
         )
-        console.line("Ctrl-C ends." if seconds is None else f"Ends after {seconds:g} s.")
-        console.line()
-        tally, story = _Tally(), Story(console)
-        bus = Bus(Endpoint(stack.broker.url), f"tocsin-demo-{os.getpid()}")
-        subscribe(bus, Topics("demo"), story, broken=console.line)
-        bus.subscribe(Topics("demo").event("+", "+"), lambda m: tally.saw(Event.from_bytes(m.payload)))
-        joined = asyncio.Event()
-        bus.on_joined(joined.set)
-        watching = asyncio.create_task(bus.run())
-        await joined.wait()
-        if seconds is not None:
-            asyncio.get_running_loop().call_later(seconds, stopping.set)
-        acting = asyncio.create_task(_act(speakers, tally, stopping))
-        await stopping.wait()
-        async with asyncio.timeout(_ARRIVE):
-            await acting
-        good = await _verdict(stack, tally, console)
-        await bus.close()
-        watching.cancel()
+
+
+async def play(
+    world: World,
+    devices: dict[str, Speaker],
+    endpoint: Endpoint,
+    *,
+    seconds: float | None,
+    stopping: asyncio.Event,
+    console: Console,
+) -> int:
+    """Have the devices report until `stopping`, show it, and count; 0 if all arrived once."""
+    console.line(
+        "Each event: when, what, which sensor; then the cameras and targets that have it, after how long."
+    )
+    console.line("Ctrl-C ends." if seconds is None else f"Ends after {seconds:g} s.")
+    console.line()
+    tally, story = _Tally(), Story(console)
+    bus = Bus(endpoint, f"tocsin-demo-{os.getpid()}")
+    topics = Topics(world.site["site"])
+    subscribe(bus, topics, story, broken=console.line)
+    bus.subscribe(topics.event("+", "+"), lambda m: tally.saw(Event.from_bytes(m.payload)))
+    joined = asyncio.Event()
+    bus.on_joined(joined.set)
+    watching = asyncio.create_task(bus.run())
+    await joined.wait()
+    if seconds is not None:
+        asyncio.get_running_loop().call_later(seconds, stopping.set)
+    acting = asyncio.create_task(_act(devices, tally, stopping))
+    await stopping.wait()
+    async with asyncio.timeout(_ARRIVE):
+        await acting
+    good = await _verdict(world, tally, console)
+    await bus.close()
+    watching.cancel()
     return 0 if good else 1
 
 

@@ -56,6 +56,9 @@ class Endpoint:
     key: Path | None = None
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    ask_password: Callable[[], str | None] | None = field(default=None, repr=False, compare=False)
+    """Asked at each connection where there is no `password`, so that a changed one is used from the next on.
+    The files of `ca`, `cert` and `key` are read at each connection too."""
 
     def address(self) -> tuple[str, int, bool]:
         """Host, port, and whether it is TLS. Raises ValueError on a wrong URL."""
@@ -74,6 +77,8 @@ class Endpoint:
             username = unquote(parts.username)
         if password is None and parts.password is not None:
             password = unquote(parts.password)
+        if password is None and self.ask_password is not None:
+            password = self.ask_password()
         return username, password.encode() if password is not None else None
 
     def tls_context(self) -> ssl.SSLContext:

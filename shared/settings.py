@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,8 @@ class Settings:
             cert=Path(self.mqtt_cert) if self.mqtt_cert else None,
             key=Path(self.mqtt_key) if self.mqtt_key else None,
             username=self.mqtt_username,
-            password=self.mqtt_password or self._password(secrets),
+            password=self.mqtt_password,
+            ask_password=partial(self._password, secrets),
         )
 
     def _password(self, secrets: Secrets) -> str | None:

@@ -51,8 +51,8 @@ _FORGETFUL = """
 import sys
 from services import demo
 real = demo.site
-def forgetful(ports):
-    made = real(ports)
+def forgetful(ports, **more):
+    made = real(ports, **more)
     made["targets"]["vms"] = {"select": {"not": {"type": "smoke"}}}
     return made
 smoke = tuple(scene for scene in demo.SCENES if scene[1] == "kitchen-smoke")

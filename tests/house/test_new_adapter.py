@@ -73,8 +73,8 @@ def test_it_lints(made: Path, module: str, arguments: list[str]) -> None:
 
 
 def test_it_is_a_room_like_the_others(made: Path) -> None:
-    walks = [f"tests/house/test_{each}.py" for each in ("rooms", "deployment", "k8s")]
-    done = run(made, "pytest", "-q", "-k", "foo-bar or kept or every_service or entry", *walks)
+    walks = [f"tests/house/test_{each}.py" for each in ("rooms", "deployment", "k8s", "images")]
+    done = run(made, "pytest", "-q", "-k", "foo-bar or kept or every_service or entry or bake", *walks)
     assert done.returncode == 0, done.stdout
 
 

@@ -14,6 +14,8 @@ import pytest
 from services.broker import Broker
 from shared import bus as bus_module
 from shared.bus import Bus, Connection, Endpoint, Message
+from shared.secrets import Secrets
+from shared.settings import Settings
 from tests.gateway import leave, until
 
 WILL = ("services/a", b"offline")
@@ -394,3 +396,15 @@ def test_the_login_of_an_address() -> None:
     assert Endpoint("mqtts://host").address() == ("host", 8883, True)
     assert Endpoint("mqtt://[::1]:1884").address() == ("::1", 1884, False)
     assert "word" not in repr(Endpoint("mqtt://host", password="word"))
+
+
+def test_a_password_in_a_file_is_read_at_each_connection(tmp_path: Path) -> None:
+    secrets = Secrets(tmp_path, environ={})
+    endpoint = Settings(mqtt_username="a", secrets_dir=str(tmp_path)).endpoint(secrets)
+    assert endpoint.login() == ("a", None)
+    for word in ("first-word", "second-word"):
+        (tmp_path / "mqtt_password").write_text(word + "\n")
+        assert endpoint.login() == ("a", word.encode())
+        assert secrets.redact(f"it is {word}") == "it is ***"
+    given = Settings(mqtt_password="given", secrets_dir=str(tmp_path)).endpoint(secrets)
+    assert given.login() == (None, b"given")

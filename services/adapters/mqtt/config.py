@@ -129,6 +129,11 @@ class Device(site.Device):
         """The broker's address; None for the gateway's own."""
         return None if self.broker == GATEWAY else self.broker
 
+    @property
+    def heard_at_the_gateway(self) -> tuple[str, ...]:
+        """The topics that are followed at the gateway's own broker, whose ACL must allow it."""
+        return codec.Decoder("device", self, "UTC").filters if self.url is None else ()
+
     @model_validator(mode="after")
     def _whole(self) -> Device:
         self._check_broker()
