@@ -292,6 +292,8 @@ _LIMITS = (
     "log_type error",
     "log_type warning",
     "log_type notice",
+    # It says so when it runs.
+    "log_type information",
     "log_dest stderr",
 )
 
