@@ -26,7 +26,6 @@ from services import rooms
 from services.broker_acl import acl
 from shared import __version__
 from shared.settings import Settings
-from shared.site import Site
 from shared.site.checking import load
 from tests.k8s import (
     K8S,
@@ -538,8 +537,6 @@ def test_an_overlay_runs_what_its_site_needs(folder: str) -> None:
 @pytest.mark.parametrize("folder", FILLED_IN)
 def test_the_site_file_of_an_overlay_is_right(folder: str) -> None:
     path = K8S / folder / "site.yaml"
-    if "copies" in yaml.safe_load(path.read_text()) and "copies" not in Site.model_fields:
-        pytest.skip("there are no copies yet")
     assert load(path, rooms.rooms(), adapters=rooms.names())
 
 
@@ -560,7 +557,7 @@ def test_an_overlay_has_the_version_of_this_tree() -> None:
 
 
 def test_only_settings_that_exist_are_set(objects: list[Object]) -> None:
-    known = {f"TOCSIN_{field.name.upper()}" for field in fields(Settings)} | {"TOCSIN_COPY"}
+    known = {f"TOCSIN_{field.name.upper()}" for field in fields(Settings)}
     for name, workload in workloads(objects):
         variables = {v["name"] for c in containers(workload) for v in c.get("env", [])}
         assert {v for v in variables if v.startswith("TOCSIN_")} <= known, name
@@ -654,7 +651,6 @@ def test_an_mqtt_cluster_has_the_rules_of_mosquitto() -> None:
 # ── Alerts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.skipif(not ALERTS.is_file(), reason="there are no alert rules")
 def test_the_alerts_are_those_of_observability() -> None:
     assert RULES.read_text() == rule(ALERTS.read_text()), "python -m scripts.prometheus_rule"
 
