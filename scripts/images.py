@@ -5,7 +5,7 @@
     make images ARGS=--sizes                      how large they are
     make images ARGS=--document                   write that into docs/images.md and the rooms' READMEs
 
-Images are named tocsin/SERVICE. $DOCKER is the command (by default docker; podman serves too).
+Images are named tocsin/SERVICE. $DOCKER is the engine's command (by default docker).
 The packages are fetched first (`make wheels`), so that a build needs no network.
 """
 

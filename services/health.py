@@ -17,7 +17,9 @@ def main() -> int:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=4) as connection:
             connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-            answer = connection.recv(4096)
+            answer = b""
+            while part := connection.recv(4096):  # until the service closes, as HTTP/1.0 has it
+                answer += part
     except OSError as error:
         print(error)
         return 1

@@ -203,8 +203,9 @@ class Gateway:
         self.broker = self.run("--network-alias=broker", conf, image="eclipse-mosquitto:2")
 
     def run(self, *options: str, image: str) -> str:
-        container = images.docker("run", "--detach", f"--network={self.name}", *options, image)
-        self.containers.append(container)
+        container = images.docker("create", f"--network={self.name}", *options, image)
+        self.containers.append(container)  # also if it does not start
+        images.docker("start", container)
         return container
 
     def service(self, name: str, *options: str) -> str:
