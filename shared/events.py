@@ -342,6 +342,19 @@ class SensorState(_CloudEvent, frozen=True, kw_only=True, gc=False):
     data: SensorStateData
 
 
+class Refusal(_Model, frozen=True, kw_only=True, gc=False):
+    """Input that an adapter did not take."""
+
+    reason: Annotated[str, Meta(description="one of a few words, as in tocsin_events_rejected_total")]
+    message: Annotated[str, Meta(description="what was wrong, and what to do")]
+    device: Annotated[
+        str | None, Meta(description="id of the device; null if it is not known whose it was")
+    ] = None
+    peer: Annotated[str | None, Meta(description="the address that it came from")] = None
+    at: Annotated[UtcTime, Meta(description="when it was last refused")]
+    times: Annotated[int, Meta(ge=1, description="how often, since the service was started")] = 1
+
+
 class ServiceStatusData(_Model, frozen=True, kw_only=True, gc=False):
     """How a service is."""
 
@@ -352,6 +365,10 @@ class ServiceStatusData(_Model, frozen=True, kw_only=True, gc=False):
     ]
     version: Annotated[str, Meta(description="of Tocsin")]
     reason: Annotated[str | None, Meta(description="why it is degraded")] = None
+    refused: Annotated[
+        tuple[Refusal, ...],
+        Meta(description="an adapter's: what it did not take, of each sort the last, the newest first"),
+    ] = ()
 
 
 class ServiceStatus(_CloudEvent, frozen=True, kw_only=True, gc=False):

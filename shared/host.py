@@ -28,6 +28,7 @@ from shared.events import (
     Event,
     EventData,
     Kind,
+    Refusal,
     SensorRef,
     SensorState,
     SensorStateData,
@@ -48,6 +49,11 @@ _MOST_DETAILS = 200
 _LONGEST_DETAIL = 4096
 _STATE_EVERY = 30.0
 _KEEP_EVERY = 5.0
+_REFUSED_EVERY = 5.0
+_MOST_REFUSED = 16
+_LONGEST_REFUSED = 300
+_OFFSET_STEP = 1.0
+"""Seconds by which a device's clock must have moved for that alone to be published."""
 _STATE = "state:"
 _KEPT = ("online", "state", "battery", "battery_low", "tamper")
 _CUT = "…"
@@ -136,6 +142,8 @@ class AdapterHost(Part):
         self._change = asyncio.Event()
         self._received: dict[tuple[str, str], Any] = {}
         self._rejected_log: dict[tuple[str, str | None], tuple[float, int]] = {}
+        self._refused: dict[tuple[str, str | None], Refusal] = {}
+        self._untold_refusals = False
         self._look_up(runtime.site)
         runtime.on_change(self._on_change)
         self._make = make
@@ -201,6 +209,7 @@ class AdapterHost(Part):
 
     def rejected(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
         metrics.REJECTED.labels(self.protocol, reason).inc()
+        self._note_refusal(reason, message, device, fields.get("address") or fields.get("peer"))
         # A flood of bad input must not become a flood of logs: one line a second for each sort.
         now = time.monotonic()
         last, held = self._rejected_log.get((reason, device), (-1.0, 0))
@@ -214,6 +223,29 @@ class AdapterHost(Part):
         if held:
             extra["more_like_it"] = held
         log.warning(message, extra=extra)
+
+    def _note_refusal(self, reason: str, message: str, device: str | None, peer: object) -> None:
+        before = self._refused.pop((reason, device), None)
+        self._refused[reason, device] = Refusal(
+            reason=reason,
+            message=message[:_LONGEST_REFUSED],
+            device=device,
+            peer=str(peer) if peer else None,
+            at=utcnow(),
+            times=before.times + 1 if before else 1,
+        )
+        if len(self._refused) > _MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        self._untold_refusals = True
+
+    def _tell_refusals(self) -> None:
+        if self._untold_refusals:
+            self._untold_refusals = False
+            redact = self.runtime.secrets.redact
+            self.runtime.refused = tuple(
+                one.replace(message=redact(one.message)) for one in reversed(self._refused.values())
+            )
+            self.runtime.say_status()
 
     def recall(self, key: str) -> str | None:
         return self._memory.get(key)
@@ -333,6 +365,9 @@ class AdapterHost(Part):
 
     def _measure_clock(self, device: str, watch: _Watch, clock: datetime) -> None:
         offset = (clock - utcnow()).total_seconds()
+        if watch.offset is None or abs(offset - watch.offset) > _OFFSET_STEP:
+            for sensor in self._devices[device].sensors:
+                self._dirty.setdefault(sensor, time.monotonic() + _KEEP_EVERY)
         watch.offset = offset
         metrics.CLOCK_OFFSET.labels(device).set(offset)
         skewed = abs(offset) > self._devices[device].max_skew
@@ -423,9 +458,13 @@ class AdapterHost(Part):
 
     async def _publish_states(self) -> None:
         keep_at = time.monotonic() + _KEEP_EVERY
+        refused_at = 0.0
         while True:
             await asyncio.sleep(0.5)
             now = time.monotonic()
+            if self._untold_refusals and now > refused_at:
+                refused_at = now + _REFUSED_EVERY
+                self._tell_refusals()
             if now > keep_at:
                 keep_at = now + _KEEP_EVERY
                 for sensor in self._unkept & self._states.keys():

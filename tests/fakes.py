@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from shared.adapter import Adapter, Context, Report, StoreFull
 from shared.bus import Endpoint
+from shared.probing import Found
 from shared.secrets import MissingSecret
 from shared.site import Device, SecretRef
 
@@ -120,6 +121,11 @@ class FakeContext(Context):
                 self.reports.append(report)
         for key, value in (memory or {}).items():
             self.remember(key, value)
+
+
+def wrong(found: Found) -> str | None:
+    """What a probe found to be wrong, if anything."""
+    return found if isinstance(found, str) else None
 
 
 @asynccontextmanager

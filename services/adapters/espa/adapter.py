@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from shared.adapter import Context, Emit, StoreFull
 from shared.dialect import Message, Reader, Result
 from shared.events import utcnow
 from shared.lines import split
-from shared.site import SecretRef
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
 
 log = logging.getLogger("tocsin.espa")
 
@@ -396,13 +396,13 @@ async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def probe(device: Device, secret: Callable[[SecretRef], Any]) -> str | None:
-    """Try the line to a panel: what is wrong with it, or None.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Try the line to a panel.
 
     That a panel speaks ESPA shows only when it polls; as the control station we can ask."""
     connection = device.connection
     if connection.listen is not None:
-        return None
+        return Waits((Port("tcp", connection.listen),))
     try:
         link = await (open_tcp(connection.connect) if connection.connect else open_serial(connection))
     except (OSError, ValueError) as error:

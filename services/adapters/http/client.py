@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -22,7 +22,7 @@ import orjson
 from services.adapters.http import codec
 from services.adapters.http.config import Device, Key, Login
 from shared.http import retry_after
-from shared.model import SecretStr
+from shared.probing import Secret
 from shared.site import SecretRef
 from shared.transport import Transport
 
@@ -31,8 +31,6 @@ LARGEST = 8 * 1024 * 1024
 _CONNECT = 10.0
 _ANSWER = 20.0
 """Seconds that an answer may take, over those for which the device was asked to wait."""
-
-Secret = Callable[[SecretRef], SecretStr]
 
 
 class Failed(Exception):

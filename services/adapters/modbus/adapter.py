@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -24,9 +24,8 @@ from services.adapters.modbus.line import Endpoint, Line, NoAnswer, Refused, Tro
 from services.adapters.modbus.points import RESTORES, Change, Layout, Spot, Watch, memory_key
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.events import Kind, utcnow
-from shared.model import SecretStr
+from shared.probing import ALONE, Around, Secret
 from shared.secrets import MissingSecret
-from shared.site import SecretRef
 
 log = logging.getLogger("tocsin.adapter.modbus")
 
@@ -117,8 +116,8 @@ class Adapter(shared.adapter.Adapter):
                 pollers[id_] = device, endpoint, group.create_task(poller.run(), name=f"modbus {id_}")
 
 
-async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str | None:
-    """Read all of the device's values once: what is wrong and what to do about it, or None."""
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> str | None:
+    """Read all of the device's values once."""
     line = Line(Endpoint.of(device, secret))
     plan = points.layout(device)
     problems = []

@@ -19,7 +19,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import count
@@ -38,9 +38,8 @@ from services.adapters.onvif.soap import Fault, Unreadable
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.dialect import Result
 from shared.events import utcnow
-from shared.model import SecretStr
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
 from shared.secrets import MissingSecret
-from shared.site import SecretRef
 
 log = logging.getLogger("tocsin.adapter.onvif")
 
@@ -153,7 +152,7 @@ def _own_address(device: Device) -> str:
 # ── How to be let in ─────────────────────────────────────────────────────────────────────────────
 
 
-def _door(device: Device, secret: Callable[[SecretRef], SecretStr]) -> Door:
+def _door(device: Device, secret: Secret) -> Door:
     """Raises `MissingSecret`."""
     login = device.credentials
     return Door(
@@ -221,8 +220,8 @@ def explain(error: BaseException, device: Device) -> str:
             return f"{where}: {error or type(error).__name__}"
 
 
-async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str | None:
-    """Try address, account and event service: what is wrong and what to do about it, or None.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Try address, account and event service.
 
     A pull point is made and given back, so a running adapter is not disturbed."""
     try:
@@ -251,6 +250,9 @@ async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str
         return explain(error, device)
     finally:
         await client.close()
+    if device.delivery == "push":
+        settings: Settings = around.settings or Settings()
+        return Waits((Port("tcp", settings.listen),), tried=True)
     return None
 
 

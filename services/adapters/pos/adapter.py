@@ -21,7 +21,7 @@ from services.adapters.pos.lines import Datagrams, Link, explained, open_serial,
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.events import Actor
 from shared.lines import split
-from shared.site import SecretRef
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
 
 log = logging.getLogger("tocsin.pos")
 
@@ -432,13 +432,15 @@ async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def probe(device: Device, secret: Callable[[SecretRef], Any]) -> str | None:
-    """Try the connection to a till that the gateway makes: what is wrong with it, or None.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Try the connection to a till that the gateway makes.
 
     Whether a till that sends by itself can reach the gateway cannot be told from here."""
     connection = device.connection
-    if connection.connect is None and connection.serial is None:
-        return None
+    if connection.listen is not None:
+        return Waits((Port("tcp", connection.listen),))
+    if connection.udp is not None:
+        return Waits((Port("udp", connection.udp),))
     try:
         link = await (open_tcp(connection.connect) if connection.connect else open_serial(connection))
     except (OSError, ValueError) as error:

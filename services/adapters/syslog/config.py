@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import shared.site
+import shared.tls
 from services.adapters.syslog import codec
 from shared import dialect
 from shared.dialect import Point
@@ -71,26 +72,10 @@ def _listen(text: str) -> str:
 Listen = Annotated[str, StringConstraints(max_length=64), AfterValidator(_listen)]
 
 
-class Tls(Model):
+class Tls(shared.tls.Tls):
     """Syslog over TLS (RFC 5425). The files are read again when they change."""
 
     listen: Listen = Field(default="0.0.0.0:6514", description="Address and port to listen on.")
-    certificate: Path = Field(description="File of the certificate and its chain (PEM).")
-    key: Path = Field(description="File of its private key (PEM), unencrypted.")
-    client_ca: Path | None = Field(
-        default=None,
-        description="File of the CA certificates that clients' certificates must come from (PEM).",
-    )
-    client_required: bool = Field(
-        default=False, description="Refuse clients without a certificate before they can send anything."
-    )
-    minimum: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest version of TLS.")
-
-    @model_validator(mode="after")
-    def _with_ca(self) -> Tls:
-        if self.client_required and self.client_ca is None:
-            raise mistake("client certificates cannot be required without a CA", "give client_ca")
-        return self
 
 
 class Settings(shared.site.Settings):

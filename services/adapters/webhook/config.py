@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 
+import shared.tls
 from shared import dialect, site
 from shared.events import Kind, Slug
 from shared.model import (
@@ -526,25 +526,8 @@ class Device(site.Device):
 # ── The listener ─────────────────────────────────────────────────────────────────────────────────
 
 
-class Tls(Model):
+class Tls(shared.tls.Tls):
     """HTTPS. The files are read again when they change."""
-
-    certificate: Path = Field(description="File of the certificate and its chain (PEM).")
-    key: Path = Field(description="File of its private key (PEM), unencrypted.")
-    client_ca: Path | None = Field(
-        default=None,
-        description="File of the CA certificates that clients' certificates must come from (PEM).",
-    )
-    client_required: bool = Field(
-        default=False, description="Refuse clients without a certificate before they can send anything."
-    )
-    minimum: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest version of TLS.")
-
-    @model_validator(mode="after")
-    def _with_ca(self) -> Tls:
-        if self.client_required and self.client_ca is None:
-            raise mistake("client certificates cannot be required without a CA", "give client_ca")
-        return self
 
 
 class Limits(Model):

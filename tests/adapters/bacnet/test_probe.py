@@ -13,18 +13,20 @@ from services.adapters.bacnet.adapter import probe
 from services.adapters.bacnet.codec import Apdu, Confirmed, ObjectId, Packet, Station, Unconfirmed
 from services.adapters.bacnet.config import Device
 from services.adapters.bacnet.link import Link, Refused
+from shared.probing import Port, Waits
 from tests.adapters.bacnet.house import House, device, panel, running, secret
+from tests.fakes import wrong
 
 
 async def said(about: Device) -> str:
-    words = await probe(about, secret)
+    words = wrong(await probe(about, secret))
     assert words is not None
     return words
 
 
 async def test_all_is_well() -> None:
     async with panel() as (_, there):
-        assert await probe(device(there.port), secret) is None
+        assert await probe(device(there.port), secret) == Waits((Port("udp", "0.0.0.0:47808"),), tried=True)
 
 
 async def test_what_can_be_wrong() -> None:

@@ -23,6 +23,7 @@ from tests.adapters.snmp.house import (
     secured,
     until,
 )
+from tests.fakes import wrong
 
 LEAK, DRY = "1.3.6.1.4.1.99999.0.1", "1.3.6.1.4.1.99999.0.2"
 UPTIME = "1.3.6.1.2.1.1.3.0"
@@ -307,7 +308,7 @@ async def test_a_device_that_goes_and_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("change", "told"),
     [
         ({}, None),
         ({"credentials": COMMUNITY}, None),
@@ -322,10 +323,10 @@ async def test_a_device_that_goes_and_comes_back(tmp_path: Path) -> None:
     ],
 )
 async def test_the_probe_says_what_is_wrong(
-    tmp_path: Path, wrong: dict[str, object], told: str | None
+    tmp_path: Path, change: dict[str, object], told: str | None
 ) -> None:
     async with agent(tmp_path) as (port, _):
         poll = {"every": 60, "timeout": 0.5, "retries": 1}
-        about = device(**{**polled(port, login("jo"), poll=poll), **wrong})
-        said = await probe(about, secret)
+        about = device(**{**polled(port, login("jo"), poll=poll), **change})
+        said = wrong(await probe(about, secret))
     assert (said is None) if told is None else (said is not None and told in said), said
