@@ -525,6 +525,45 @@ async def test_a_flood_of_bad_input_is_no_flood_of_logs(
     assert len(told) < 5
 
 
+async def test_what_is_gone_from_the_site_file_is_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.host._KEEP_EVERY", 0.0)
+    theirs = ("last/silent", "level/silent/rule/zone=1")
+    ours = ("last/controller", "level/controller/silent", "boots")
+    without = SITE[: SITE.index("  silent:")] + SITE[SITE.index("  other:") :]
+    async with house(world) as here:
+        for key in (*theirs, *ours):
+            here.context.remember(key, "1")
+        here.context.heard("silent", sensor="leak")
+        await here.emit(memory={"seen/silent": "1"})
+        await until(lambda: here.host._memory.get("offline:silent"))
+        await until(lambda: here.host._memory.get("state:leak"))
+        world.change(without)
+        assert here.context.recall("last/silent") == "1", "its adapter may need it to take leave"
+        await until(
+            lambda: not {"offline:silent", "state:leak", "seen/silent", *theirs} & {*here.host._memory}
+        )
+        here.context.remember("last/silent", "2")
+        await here.emit(memory={"seen/silent": "2", "seen/controller": "2"})
+        assert {here.context.recall(key) for key in ours} == {"1"}
+    async with house(world) as here:
+        assert here.context.recall("seen/controller") == "2"
+        assert not {"offline:silent", "state:leak", "seen/silent", *theirs} & {*here.host._memory}
+
+
+async def test_what_went_while_the_service_was_down_is_forgotten_too(world: World) -> None:
+    async with house(world) as here:
+        await here.emit(memory={"last/silent": "1", "last/controller": "1"})
+    world.change(SITE[: SITE.index("  silent:")] + SITE[SITE.index("  other:") :])
+    async with house(world) as here:
+        assert here.context.recall("last/silent") is None
+        assert here.context.recall("last/controller") == "1"
+    world.change(SITE)
+    async with house(world) as here:
+        assert here.context.recall("last/silent") is None
+
+
 async def test_what_was_refused_is_told_with_the_services_status(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,8 +91,10 @@ class Adapter(shared.adapter.Adapter):
 
     async def _follow(self, group: asyncio.TaskGroup, link: Link, emit: Emit) -> None:
         wanted: dict[str, Device] = dict(self.context.devices)
+        left: dict[str, set[str]] = {}
         for id_, running in list(self._running.items()):
             if wanted.get(id_) != running.device:
+                left[id_] = running.session.keys()
                 del self._running[id_]
                 running.task.cancel()
                 await asyncio.wait([running.task])
@@ -110,6 +112,8 @@ class Adapter(shared.adapter.Adapter):
                 )
                 task = group.create_task(session.run(), name=f"bacnet {id_}")
                 self._running[id_] = _Running(device, session, task)
+                for key in left.get(id_, set()) - session.keys():
+                    self.context.remember(key, None)
 
     def _forget(self, session: Session) -> None:
         self._stations = {where: who for where, who in self._stations.items() if who is not session}

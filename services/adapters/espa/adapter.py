@@ -259,8 +259,6 @@ class Adapter(shared.adapter.Adapter):
         for id_, panel in list(self._panels.items()):
             if id_ not in devices or not _same_line(panel.device, devices[id_]):
                 await self._leave(id_)
-                if id_ not in devices:
-                    self.context.remember(f"last/{id_}", None)
             elif panel.device != devices[id_]:
                 panel.follow(devices[id_])
         for id_, device in devices.items():

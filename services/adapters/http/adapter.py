@@ -150,8 +150,7 @@ class _Link:
             self._changed.set()
 
     def forget(self) -> None:
-        """The device is gone from the site file."""
-        self._context.remember(self._key, None)
+        """The device keeps nothing for us."""
 
     def _make_reader(self) -> Reader:
         device = self._device

@@ -187,9 +187,7 @@ class _Link:
                 self._answer.close()
 
     def forget(self) -> None:
-        """The device is gone from the site file."""
-        for key in (f"lasting/{self._id}", f"log/{self._id}"):
-            self._context.remember(key, None)
+        """The device keeps nothing for us."""
 
     # ── the connection ───────────────────────────────────────────────────────────────────────────
 

@@ -101,9 +101,6 @@ class Adapter(shared.adapter.Adapter):
                 task.cancel()
                 stopped.append(task)
                 del pollers[id_]
-                if id_ not in devices:
-                    for watch in points.layout(device).watches:
-                        self.context.remember(memory_key(id_, watch), None)
         # What was found must be remembered before it is compared again.
         await asyncio.gather(*stopped, return_exceptions=True)
         used = {endpoint for _, endpoint in wanted.values()}

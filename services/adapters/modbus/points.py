@@ -141,7 +141,7 @@ def layout(device: Device) -> Layout:
 
     def watch(sensor_id: str | None, sensor: Sensor | None, point: Point, at: Spot) -> None:
         number = sum(each.sensor == sensor_id for each in watches)
-        key = f"state/{sensor_id or ''}/{number}"
+        key = f"{sensor_id or ''}/{number}"
         watches.append(Watch.of(device, sensor, point, at, sensor_id=sensor_id, key=key))
 
     for sensor_id, sensor in device.sensors.items():
@@ -421,7 +421,7 @@ class Watch:
 
 def memory_key(device_id: str, watch: Watch) -> str:
     """Under which the state of a device's watch is remembered."""
-    return f"{device_id}/{watch.key}"
+    return f"state/{device_id}/{watch.key}"
 
 
 Recall = Callable[[str], str | None]

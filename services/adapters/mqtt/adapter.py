@@ -325,8 +325,6 @@ class _Link:
     def forget(self) -> None:
         """The device is gone from the site file: the broker need not queue for it any more."""
         self._leave_for_good()
-        self._context.remember(f"taken/{self._id}", None)
-        self._context.remember(f"filters/{self._id}", None)
 
     def _leave_for_good(self) -> None:
         if self._source is not None and self._door is not None:

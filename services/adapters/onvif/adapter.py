@@ -334,8 +334,6 @@ class _Link:
                 await self._give_back(client)
             finally:
                 await client.close()
-        for key in ("subscription", "seen", "push"):
-            self._context.remember(f"{key}/{self._id}", None)
 
     # ── the session ──────────────────────────────────────────────────────────────────────────────
 

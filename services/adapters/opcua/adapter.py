@@ -202,8 +202,6 @@ class _Link:
     def forget(self) -> None:
         """The server is gone from the site file: it need not queue for us any more."""
         self._forgotten = True
-        for key in (*self._reader.keys(), self._key):
-            self._context.remember(key, None)
 
     @property
     def _key(self) -> str:

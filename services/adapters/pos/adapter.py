@@ -71,11 +71,6 @@ class _Till:
         self._reader = self._read_as(device)
         return True
 
-    def forget(self) -> None:
-        """The device is gone from the site file."""
-        for number in range(self.device.max_connections):
-            self._context.remember(self._key(number), None)
-
     def hang_up(self) -> None:
         for stream in self._streams:
             if stream.link is not None:
@@ -274,8 +269,6 @@ class Adapter(shared.adapter.Adapter):
         for id_, till in list(self._tills.items()):
             if id_ not in devices or not till.follow(devices[id_]):
                 await self._leave(id_)
-                if id_ not in devices:
-                    till.forget()
         for id_, device in devices.items():
             if id_ not in self._tills:
                 till = self._tills[id_] = _Till(self.context, emit, id_, device)

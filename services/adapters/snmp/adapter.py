@@ -264,7 +264,6 @@ class Adapter(shared.adapter.Adapter):
                 before.changed.set()
         for gone in old.values():
             gone.changed.set()
-            self.context.remember(f"engines/{gone.id}", None)
         self._communities, self._users = {}, {}
         for peer in self._peers.values():
             if isinstance(peer.credentials, bytes):

@@ -17,6 +17,7 @@ from services.adapters.espa.adapter import probe
 from services.adapters.espa.codec import ACK, ENQ, EOT, NAK
 from services.adapters.espa.config import Connection
 from services.adapters.espa.lines import explained
+from shared.probing import Waits
 from tests.adapters.espa.house import (
     FIRE,
     LISTEN,
@@ -392,7 +393,7 @@ def test_what_is_wrong_with_a_serial_port(number: int, words: str) -> None:
 
 
 async def test_probe(tmp_path: Path) -> None:
-    assert await probe(device(), secret) is None
+    assert isinstance(await probe(device(), secret), Waits)
     assert "no serial port" in str(await probe(device({"serial": str(tmp_path / "none")}), secret))
     server = await asyncio.start_server(lambda reader, writer: writer.write(bytes([EOT])), "127.0.0.1", 0)
     where = server.sockets[0].getsockname()[1]

@@ -229,8 +229,8 @@ async def test_devices_come_and_go_and_the_others_stay_connected() -> None:
             await until(lambda: not two._open)
             await gateway.polled()
             assert next(iter(one._open)) is before
-        assert [key for key in gateway.memory if key.startswith("two/")] == []
-        assert [key for key in gateway.memory if key.startswith("one/")] != []
+            await until(lambda: not [key for key in gateway.memory if key.startswith("state/two/")])
+        assert [key for key in gateway.memory if key.startswith("state/one/")] != []
 
 
 async def test_devices_at_one_address_share_the_connection() -> None:

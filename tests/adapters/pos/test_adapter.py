@@ -16,6 +16,7 @@ import pytest
 from services.adapters.pos.adapter import probe
 from services.adapters.pos.config import Connection
 from services.adapters.pos.lines import explained
+from shared.probing import Waits
 from tests.adapters.pos.house import (
     CUT,
     LISTEN,
@@ -401,7 +402,7 @@ def test_what_is_wrong_with_a_serial_port(number: int, words: str) -> None:
 
 
 async def test_probe(tmp_path: Path) -> None:
-    assert await probe(device(), secret) is None
+    assert isinstance(await probe(device(), secret), Waits)
     assert "no serial port" in str(await probe(device({"serial": str(tmp_path / "none")}), secret))
     plain = tmp_path / "plain"
     plain.touch()
