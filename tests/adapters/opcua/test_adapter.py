@@ -13,7 +13,7 @@ from shared.events import Kind
 from tests.adapters.opcua.house import context, device, house, kinds, simulated, subscribed, until
 from tests.fakes import running
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_a_variable_an_alarm_and_an_event(bms: Simulator) -> None:

@@ -14,7 +14,7 @@ from services.adapters.opcua.adapter import probe
 from services.adapters.opcua.simulator import Simulator
 from tests.adapters.opcua.house import context, device
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 ACKNOWLEDGE = struct.pack("<4sI5I", b"ACKF", 28, 0, 65536, 65536, 0, 0)
 """Of a server that wants no limits, not even ours (OPC 10000-6, 7.1.2.4)."""
