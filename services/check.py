@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
 import sys
 import time
@@ -35,6 +34,7 @@ from shared.camera_token import CameraToken, TokenError, decode
 from shared.clock import host_clock_synchronised
 from shared.events import Refusal, utcnow
 from shared.probing import Around, Found, Port, Waits
+from shared.reaching import unreached
 from shared.secrets import MissingSecret, Secrets
 from shared.settings import Settings
 from shared.site import CamioTarget, SecretRef, Site, SiteError, Target
@@ -578,12 +578,10 @@ def _in_plain_words(error: BaseException, host: str, ca_file: str | None) -> tup
             return f"there is no CA file {ca_file}", "check `ca_file`"
         if isinstance(cause, ssl.SSLError):
             return f"TLS with {host} fails ({cause.reason or 'no TLS there'})", "check address and port"
-        if isinstance(cause, socket.gaierror):
-            return f"the name {host} is not known", "check the address and this host's DNS"
-        if isinstance(cause, ConnectionRefusedError):
-            return f"{host} refuses the connection", "check address and port, and that it runs"
-        if isinstance(cause, TimeoutError) or type(cause).__name__.endswith(("Timeout", "TimeoutException")):
-            return f"{host} does not answer in time", "check the address, and firewalls on the way"
+        late = type(cause).__name__.endswith(("Timeout", "TimeoutException"))
+        if said := unreached(TimeoutError() if late else cause, host, there="whether it runs"):
+            problem, _, remedy = said.partition(": ")
+            return problem, remedy
     return f"{host} cannot be reached ({type(error).__name__})", "check the address and the network"
 
 

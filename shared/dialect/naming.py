@@ -25,7 +25,8 @@ class NamedSensor(shared.site.Sensor):
 
     kinds: dict[Kind, Kind | None] = Field(
         default={},
-        description="Kinds that mean another here, as {sensor.event: access.forced_open}; null leaves one out.",
+        description="Kinds that mean another here, as {sensor.event: access.forced_open}; null leaves a kind "
+        "out.",
     )
 
     @property

@@ -313,7 +313,7 @@ async def test_nobody_listens(house: House) -> None:
         point(house, port)
     report = await house.check(online=True)
     assert len(said(report, "error")) == 3
-    assert all("refuses the connection" in line for line in said(report, "error"))
+    assert all("nothing listens at" in line for line in said(report, "error"))
 
 
 async def test_no_such_name(house: House) -> None:
@@ -321,7 +321,7 @@ async def test_no_such_name(house: House) -> None:
         SITE.replace("vms: {}", "vms: {base_url: 'https://nowhere.invalid'}").replace("  camio", "  #camio")
     )
     report = await house.check(online=True)
-    assert all("the name nowhere.invalid is not known" in line for line in said(report, "error"))
+    assert all("the name nowhere.invalid cannot be resolved" in line for line in said(report, "error"))
     assert len(said(report, "error")) == 2
 
 
@@ -336,7 +336,7 @@ async def test_nobody_answers(house: House, monkeypatch: pytest.MonkeyPatch) -> 
     point(house, server.sockets[0].getsockname()[1])
     report = await house.check(online=True)
     server.close()
-    assert all("does not answer in time" in line for line in said(report, "error"))
+    assert all("does not answer" in line for line in said(report, "error"))
     assert len(said(report, "error")) == 3
 
 

@@ -28,6 +28,7 @@ from services.adapters.bacnet.session import Session, Talk, WrongDevice, resolve
 from shared.adapter import Context, Emit
 from shared.events import utcnow
 from shared.probing import ALONE, Around, Found, Port, Secret, Waits
+from shared.reaching import unreached
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
 _ANSWER = 5.0
@@ -228,7 +229,7 @@ async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found
     try:
         ip = await resolve(host)
     except OSError as error:
-        return f"the host {host} is not known here: {error}"
+        return unreached(error, host) or f"{host}: {error}"
     async with Link("0.0.0.0", 0) as link:  # noqa: S104
         talk = Talk(link, device, device.station(ip))
         try:

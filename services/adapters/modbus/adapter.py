@@ -21,9 +21,9 @@ from services.adapters.modbus import points
 from services.adapters.modbus.codec import ExceptionCode, Place, merge, plain, smaller
 from services.adapters.modbus.config import Device
 from services.adapters.modbus.line import Endpoint, Line, NoAnswer, Refused, Trouble
-from services.adapters.modbus.points import RESTORES, Change, Layout, Spot, Watch, memory_key
+from services.adapters.modbus.points import Change, Layout, Spot, Watch, memory_key
 from shared.adapter import Context, Emit, Report, StoreFull
-from shared.events import Kind, utcnow
+from shared.events import RESTORES, Kind, utcnow
 from shared.probing import ALONE, Around, Secret
 from shared.secrets import MissingSecret
 

@@ -39,6 +39,7 @@ from shared.adapter import Context, Emit, Report, StoreFull
 from shared.dialect import Result
 from shared.events import utcnow
 from shared.probing import ALONE, Around, Found, Port, Secret, Waits
+from shared.reaching import unreached
 from shared.secrets import MissingSecret
 
 log = logging.getLogger("tocsin.adapter.onvif")
@@ -182,18 +183,10 @@ def explain(error: BaseException, device: Device) -> str:
             )
         case ssl.SSLError():
             return f"TLS with {where} failed ({cause.reason or cause}): is it a port with TLS?"
-        case socket.gaierror():
-            return (
-                f"the name {urlsplit(device.url).hostname} cannot be resolved: look at its spelling, the DNS"
-            )
-        case ConnectionRefusedError():
-            return (
-                f"nothing listens at {where}: look at the address and port, and whether ONVIF is switched on"
-            )
-        case TimeoutError():
-            return f"{where} does not answer: unreachable, or a firewall swallows it"
         case FileNotFoundError():
             return f"there is no file {device.ca_file}"
+        case OSError() if said := unreached(cause, where, there="whether ONVIF is switched on"):
+            return said
     match error:
         case Refused():
             hint = (
@@ -213,7 +206,7 @@ def explain(error: BaseException, device: Device) -> str:
         case Unreadable():
             return f"{where} answered what cannot be read: {error}"
         case httpx.ConnectTimeout() | httpx.ReadTimeout():
-            return f"{where} does not answer: unreachable, or a firewall swallows it"
+            return str(unreached(TimeoutError(), where))
         case httpx.TransportError() if isinstance(cause, OSError):
             return f"{where} cannot be reached: {cause}"
         case _:

@@ -12,7 +12,6 @@ import base64
 import contextlib
 import hashlib
 import logging
-import socket
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from services.adapters.opcua.codec import Value
 from services.adapters.opcua.config import Device
 from shared.events import utcnow
 from shared.model import SecretStr
+from shared.reaching import unreached
 from shared.site import SecretRef
 
 logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # what matters of it is said here, once
@@ -692,12 +692,10 @@ def explain(error: BaseException, door_: Door) -> str:
             return f"{where} was cut off: {error}"
         case UaStatusCodeError():
             return f"{where} says {name}"
-        case socket.gaierror():
-            return f"the name in {where} cannot be resolved: look at its spelling and at the DNS"
-        case ConnectionRefusedError():
-            return f"nothing listens at {where}: look at the address, and whether the server runs"
         case TimeoutError():
-            return f"{where} does not answer: unreachable, a firewall swallows it, or it speaks no OPC UA"
+            return f"{unreached(error, where)}; or it speaks no OPC UA"
+        case OSError() if said := unreached(error, where, there="whether the server runs"):
+            return said
         case UaError() if "No matching endpoints" in str(error):
             return f"{where} does not offer {door_.policy} with {door_.mode}"
         case UaError() if "certificate mismatch" in str(error).lower():

@@ -41,7 +41,9 @@ async def test_what_can_be_wrong() -> None:
     assert f"nothing answers at 127.0.0.1 port {port} (UDP)" in await said(device(port, **quick))
     behind = await said(device(port, network=5, mac="0c", **quick))
     assert "no answer from network 5 address 0c by way of 127.0.0.1" in behind
-    assert "is not known here" in await said(device(1).model_copy(update={"address": "no-such-host.invalid"}))
+    assert "no-such-host.invalid cannot be resolved" in await said(
+        device(1).model_copy(update={"address": "no-such-host.invalid"})
+    )
 
 
 async def test_a_wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,8 @@ async def test_gone_and_back() -> None:
             await until(lambda: gateway.losses)
             assert gateway.losses[0] == (
                 "panel",
-                f"nothing listens at 127.0.0.1:{port}: look at the address, and whether Modbus is on there",
+                f"nothing listens at 127.0.0.1:{port}: "
+                "look at the address and port, and whether Modbus is on there",
             )
             async with simulated(told, port=port) as (back, _):
                 back.write(Table.DISCRETE, 3, 1)

@@ -317,7 +317,7 @@ async def test_a_device_that_goes_and_comes_back(tmp_path: Path) -> None:
         ({"credentials": login("jo", "sha1", "aes128")}, "auth password or protocol"),
         ({"credentials": login("jo", "sha256", "aes256")}, "privacy password or protocol"),
         ({"credentials": login("plain", "sha256", None), "engine_id": "8000000001020304"}, "engine id"),
-        ({"address": "no-such-host.invalid"}, "not known"),
+        ({"address": "no-such-host.invalid"}, "cannot be resolved"),
         ({"port": 1}, "SNMP agent"),
         ({"profile": "hwg-wld", "sensors": {"a": {"type": "water_leak", "cable": 1}}}, "has nothing of what"),
     ],
