@@ -2,8 +2,9 @@
 
 Validates the file as every service would, with the models of all rooms; looks for every secret;
 decodes every camera's token; and names what is probably not meant, such as a camera that sees
-nothing. Online it tries each device (if its room has a `probe`), each camera's token at the VMS,
-Camio, and the clocks.
+nothing. Online it tries each device (by its room's `probe`), each port that a device comes to, each
+camera's token at the VMS, Camio, and the clocks; and tells what a running gateway has heard of its devices
+and what it refused.
 
 Exit codes: 0 all is well (there may be warnings), 1 something is wrong, 2 there is no such file.
 """
@@ -12,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
 import sys
 import time
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,10 +27,16 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr
 
-from services import rooms
+from services import known, listening, rooms
+from services.known import Known, NoGateway
+from shared.bus import Endpoint
 from shared.camera_token import CameraToken, TokenError, decode
 from shared.clock import host_clock_synchronised
+from shared.events import Refusal, utcnow
+from shared.probing import Around, Found, Port, Waits
+from shared.reaching import unreached
 from shared.secrets import MissingSecret, Secrets
+from shared.settings import Settings
 from shared.site import CamioTarget, SecretRef, Site, SiteError, Target
 from shared.site.checking import read
 from shared.site.mistakes import fetch
@@ -43,6 +50,13 @@ _AT_ONCE = 8
 _PATIENCE = 10.0
 _CLOCK_TOLERANCE = 2.0
 """Seconds. The Date of an HTTP answer is cut to whole seconds and may be a moment old."""
+_RECENT = timedelta(hours=1)
+"""How long ago a gateway may have refused something for it to be told."""
+
+_WAITS = {
+    False: "its adapter waits for it at {where}: there is nothing to try",
+    True: "trying it found nothing wrong; what it tells comes to {where}",
+}
 
 Level = Literal["error", "warning", "ok"]
 
@@ -150,17 +164,26 @@ class AllSecrets(Secrets):
         return next(iter(sorted(path.parent.glob(f"*/{name}"))), path)
 
 
-async def main(
-    path: str, *, online: bool = False, as_json: bool = False, secrets_dir: str | None = None
-) -> int:
-    """Check, print, and return the exit code."""
-    report = await check(path, online=online, secrets=AllSecrets(secrets_dir, warn=lambda _: None))
+async def main(path: str, settings: Settings, *, online: bool = False, as_json: bool = False) -> int:
+    """Check, print, and return the exit code. `settings` say where a gateway's broker and secrets are."""
+    secrets = AllSecrets(settings.secrets_dir, warn=lambda _: None)
+    broker = settings.endpoint(secrets) if online else None
+    report = await check(path, online=online, secrets=secrets, broker=broker)
     print(report.to_json() if as_json else report.to_text(colour=sys.stdout.isatty()))
     return report.exit_code
 
 
-async def check(path: str | Path, *, online: bool = False, secrets: Secrets | None = None) -> Report:
-    """Check a site file. Whatever is wrong stands in the report; nothing is raised for it."""
+async def check(
+    path: str | Path,
+    *,
+    online: bool = False,
+    secrets: Secrets | None = None,
+    broker: Endpoint | None = None,
+) -> Report:
+    """Check a site file. Whatever is wrong stands in the report; nothing is raised for it.
+
+    `broker` is the gateway's own, which a running gateway is asked by; None if nobody knows it.
+    """
     report = Report(str(path))
     try:
         data = fetch(path)
@@ -187,7 +210,7 @@ async def check(path: str | Path, *, online: bool = False, secrets: Secrets | No
     checker = _Checker(site, secrets, report, locate(decode_text(data)))
     cameras = checker.offline()
     if online:
-        await checker.online(cameras, found)
+        await checker.online(cameras, found, broker)
     return report
 
 
@@ -209,6 +232,8 @@ class _Checker:
         self.offsets: dict[str, float] = {}
         """Clocks of servers minus this host's, in seconds, by server."""
         self._trusts: dict[str | None, ssl.SSLContext] = {}
+        self._found: dict[str, Found] = {}
+        """What came of trying each device."""
 
     def say(self, level: Level, at: Iterable[str | int], problem: str, remedy: str = "") -> None:
         place, where = self.places, []
@@ -313,7 +338,9 @@ class _Checker:
 
     # ── With one ─────────────────────────────────────────────────────────────────────────────────
 
-    async def online(self, cameras: dict[str, _Camera], found: dict[str, rooms.Room]) -> None:
+    async def online(
+        self, cameras: dict[str, _Camera], found: dict[str, rooms.Room], broker: Endpoint | None
+    ) -> None:
         synchronised = host_clock_synchronised()
         if synchronised:
             self.say_of("ok", "clock", "this host's clock is synchronised")
@@ -330,7 +357,7 @@ class _Checker:
             async with limit:
                 await task
 
-        tasks = [self._device(device_id, found) for device_id in self.site.devices]
+        tasks = [self._device(device_id, found, broker) for device_id in self.site.devices]
         try:
             import httpx  # noqa: F401, PLC0415
         except ImportError:
@@ -340,17 +367,26 @@ class _Checker:
             if self.site.targets.camio:
                 tasks.append(self._camio(self.site.targets.camio))
         await asyncio.gather(*(limited(task) for task in tasks))
+        self._ports()
+        if broker is not None:
+            await self._gateway(broker)
         self._clocks()
 
-    async def _device(self, device_id: str, found: dict[str, rooms.Room]) -> None:
+    # ── Devices ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _device(self, device_id: str, found: dict[str, rooms.Room], broker: Endpoint | None) -> None:
         device = self.site.devices[device_id]
         at = ("devices", device_id)
         room = found.get(device.adapter)
+        around = Around(
+            timezone=self.site.timezone, settings=self.site.adapters.get(device.adapter), broker=broker
+        )
         try:
             probe = room.load_probe() if room else None
             if probe is None:
+                self.say("ok", at, f"not tried: adapter {device.adapter} has no way to")
                 return
-            problem = await probe(device, self.secrets.read)
+            said = self._found[device_id] = await probe(device, self.secrets.read, around)
         except rooms.RoomError as error:
             self.say("warning", at, f"not tried: {error}")
         except MissingSecret:
@@ -358,10 +394,83 @@ class _Checker:
         except Exception as error:  # a probe of a room, perhaps not ours
             self.say("error", at, f"trying it failed ({type(error).__name__})", "tell the adapter's author")
         else:
-            if problem:
-                self.say("error", at, problem)
-            else:
+            if isinstance(said, str):
+                self.say("error", at, said)
+            elif said is None:
                 self.say("ok", at, "trying it found nothing wrong")
+            else:
+                where = " and ".join(str(port) for port in said.ports) or "the gateway's own broker"
+                self.say("ok", at, _WAITS[said.tried].format(where=where))
+
+    def _ports(self) -> None:
+        """Each port that a device comes to, once."""
+        seen: dict[tuple[str, Port], None] = {}
+        for device_id, said in self._found.items():
+            if isinstance(said, Waits):
+                adapter = self.site.devices[device_id].adapter
+                seen.update(dict.fromkeys((adapter, port) for port in said.ports))
+        for adapter, port in seen:
+            level, problem, remedy = listening.look(port, f"adapter-{adapter}")
+            self.say(level, ("adapters", adapter), problem, remedy)
+
+    # ── What a running gateway knows ─────────────────────────────────────────────────────────────
+
+    async def _gateway(self, broker: Endpoint) -> None:
+        try:
+            said = await known.ask(broker, self.site.site)
+        except NoGateway as error:
+            self.say_of(
+                "warning",
+                "gateway",
+                f"what it has heard of its devices is not known: {error}",
+                "start its broker, or say where it is (TOCSIN_MQTT_URL)",
+            )
+            return
+        for adapter in dict.fromkeys(device.adapter for device in self.site.devices.values()):
+            self._service(adapter, said)
+        for device_id, device in self.site.devices.items():
+            service = said.services.get(f"adapter-{device.adapter}")
+            if service is not None and service.status != "offline":
+                refused = next((one for one in service.refused if one.device == device_id), None)
+                self._heard(device_id, said, refused)
+
+    def _service(self, adapter: str, said: Known) -> None:
+        name, at = f"adapter-{adapter}", ("adapters", adapter)
+        service = said.services.get(name)
+        if service is None:
+            self.say("warning", at, f"{name} has not been seen at the broker", "start it")
+        elif service.status == "offline":
+            self.say("warning", at, f"{name} is not running", "start it")
+        elif service.status == "degraded":
+            self.say("warning", at, f"{name} is degraded: {service.reason}")
+        else:
+            self.say("ok", at, f"{name} is running")
+        for one in service.refused if service is not None else ():
+            if one.device is None and (when := _recently(one)):
+                whose = f" from {one.peer}" if one.peer else ""
+                self.say("warning", at, f"{name} refused something{whose} {when}: {one.message}")
+
+    def _heard(self, device_id: str, said: Known, refused: Refusal | None) -> None:
+        """What is known of a device: of those that nobody can try, this is all that can be said."""
+        device, at = self.site.devices[device_id], ("devices", device_id)
+        waits = isinstance(self._found.get(device_id), Waits)
+        states = [said.sensors[sensor] for sensor in device.sensors if sensor in said.sensors]
+        last = max((state.last_seen for state in states if state.last_seen), default=None)
+        offset = max((state.clock_offset or 0.0 for state in states), key=abs, default=0.0)
+        if refused is not None and (when := _recently(refused)):
+            since = last is not None and last > refused.at
+            words = f"the gateway refused what it sent {when}: {refused.message}"
+            self.say("warning" if since or not waits else "error", at, words)
+        if waits and abs(offset) > device.max_skew:
+            self.say("error", at, f"its clock is off by {offset:+.0f} s", "have it follow NTP")
+        if any(state.online is False for state in states):
+            self.say("warning", at, "the gateway holds it, or some sensor of it, for offline")
+        elif last is not None:
+            self.say("ok", at, f"the gateway heard of its sensors {_ago(last)}")
+        elif waits:
+            self.say("ok", at, "the gateway has not heard of its sensors yet")
+
+    # ── Targets ──────────────────────────────────────────────────────────────────────────────────
 
     async def _camera(self, camera_id: str, camera: _Camera) -> None:
         at = ("cameras", camera_id)
@@ -453,6 +562,21 @@ class _Checker:
                 self.say_of("ok", "clock", f"{host} and this host agree on the time")
 
 
+def _recently(one: Refusal) -> str:
+    """How long ago something was refused, and how often; empty if that is long ago."""
+    if utcnow() - one.at > _RECENT:
+        return ""
+    return _ago(one.at) + (f" ({one.times} times)" if one.times > 1 else "")
+
+
+def _ago(at: datetime) -> str:
+    seconds = max(0.0, (utcnow() - at).total_seconds())
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
 def _in_plain_words(error: BaseException, host: str, ca_file: str | None) -> tuple[str, str]:
     """Why a request had no answer, and what to do."""
     chain: list[BaseException] = []
@@ -470,12 +594,10 @@ def _in_plain_words(error: BaseException, host: str, ca_file: str | None) -> tup
             return f"there is no CA file {ca_file}", "check `ca_file`"
         if isinstance(cause, ssl.SSLError):
             return f"TLS with {host} fails ({cause.reason or 'no TLS there'})", "check address and port"
-        if isinstance(cause, socket.gaierror):
-            return f"the name {host} is not known", "check the address and this host's DNS"
-        if isinstance(cause, ConnectionRefusedError):
-            return f"{host} refuses the connection", "check address and port, and that it runs"
-        if isinstance(cause, TimeoutError) or type(cause).__name__.endswith(("Timeout", "TimeoutException")):
-            return f"{host} does not answer in time", "check the address, and firewalls on the way"
+        late = type(cause).__name__.endswith(("Timeout", "TimeoutException"))
+        if said := unreached(TimeoutError() if late else cause, host, there="whether it runs"):
+            problem, _, remedy = said.partition(": ")
+            return problem, remedy
     return f"{host} cannot be reached ({type(error).__name__})", "check the address and the network"
 
 

@@ -91,13 +91,14 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         help="check a site file",
         description="Check a site file as every service would: mistakes with file, line and remedy, missing "
-        "secrets, what each camera's token opens. With --online also tries every address, token and clock.",
+        "secrets, what each camera's token opens. With --online also tries every address, token and clock, "
+        "and asks the gateway, if it runs, what it has heard and refused.",
         epilog="Exit code 0 if all is well, 1 if something is wrong, 2 if the file could not be read.",
     )
     check.add_argument("file", metavar="SITE", help="the site file")
     check.add_argument("--online", action="store_true", help="try devices, tokens, Camio and clocks")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
-    check.add_argument("--secrets-dir", metavar="X", help="folder of secret files")
+    _settings(check, [name for name in _ON_THE_BUS if name != "site"])
 
     init = commands.add_parser(
         "init",
@@ -303,9 +304,8 @@ def _dispatch(args: argparse.Namespace) -> int:
         case "check":
             from services import check  # noqa: PLC0415
 
-            return asyncio.run(
-                check.main(args.file, online=args.online, as_json=args.json, secrets_dir=args.secrets_dir)
-            )
+            settings = Settings.of(options)
+            return asyncio.run(check.main(args.file, settings, online=args.online, as_json=args.json))
         case "init" | "rotate":
             from services import identities  # noqa: PLC0415
 

@@ -15,19 +15,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import services.adapters
 from shared.adapter import Adapter
-from shared.model import SecretStr
-from shared.site import Device, SecretRef, Settings
+from shared.probing import Probe
+from shared.site import Device, Settings
 
 GROUP = "tocsin.adapters"
-
-Probe = Callable[[Any, Callable[[SecretRef], SecretStr]], Awaitable[str | None]]
-"""Tries the address and credentials of a device of its room: what is wrong, in plain words, or None."""
 
 
 class RoomError(Exception):
@@ -51,7 +47,7 @@ class Room:
         return adapter
 
     def load_probe(self) -> Probe | None:
-        """The room's `probe`, if it has one: `async probe(device, secret) -> str | None`."""
+        """The room's `probe`, if it has one: see `shared.probing.Probe`."""
         probe: Probe | None = getattr(self._adapter_module(), "probe", None)
         return probe
 

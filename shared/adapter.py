@@ -52,6 +52,12 @@ class Report:
     details: Mapping[str, str] = field(default_factory=dict)
 
 
+def device_of(key: str) -> str | None:
+    """The device that a key of the durable memory is about; None for one of the adapter itself."""
+    parts = key.split("/", 2)
+    return parts[1] if len(parts) > 1 else None
+
+
 class Emit(Protocol):
     async def __call__(self, *reports: Report, memory: Mapping[str, str | None] = ...) -> None:
         """Return when all reports are safe on disk: acknowledge the device only then.
@@ -122,7 +128,11 @@ class Context(Protocol):
         self.rejected(reason, message, device=device, **fields)
 
     def recall(self, key: str) -> str | None:
-        """A small durable memory for edge detection: what `remember` last put at `key`."""
+        """A small durable memory for edge detection: what `remember` last put at `key`.
+
+        A key is WORD/DEVICE, or begins with WORD/DEVICE/ (see `device_of`): once that device is gone from the
+        site file, what is at it is forgotten, and nothing more is kept there. A key without a slash is the
+        adapter's own and stays."""
 
     def remember(self, key: str, value: str | None) -> None:
         """Note what stands alone, durable within a second. What goes with a report belongs into
@@ -158,7 +168,8 @@ class Link(Protocol):
         """The site file or a secret has changed; `device` is what the file says of the device now."""
 
     def forget(self) -> None:
-        """The device is gone from the site file."""
+        """The device is gone from the site file: end what it keeps for us, such as a subscription. What was
+        remembered of it goes by itself."""
 
 
 class LinkingAdapter(Adapter):

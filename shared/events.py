@@ -126,6 +126,23 @@ _SEVERITY_OF_KIND = {
     Kind.DEVICE_TAMPER: Severity.SECURITY,
     Kind.DEVICE_TEST: Severity.INFO,
 }
+RESTORES: dict[Kind, Kind] = {
+    Kind.ACCESS_FORCED_OPEN: Kind.ACCESS_ENTRY_CLOSED,
+    Kind.ACCESS_ENTRY_AJAR: Kind.ACCESS_ENTRY_CLOSED,
+    Kind.FIRE_ALARM: Kind.FIRE_CLEARED,
+    Kind.FIRE_TROUBLE: Kind.FIRE_CLEARED,
+    Kind.FIRE_SUPERVISORY: Kind.FIRE_CLEARED,
+    Kind.SMOKE_DETECTED: Kind.SMOKE_CLEARED,
+    Kind.WATER_LEAK: Kind.WATER_CLEARED,
+    Kind.MOTION_DETECTED: Kind.MOTION_CLEARED,
+    Kind.INTRUSION_ALARM: Kind.INTRUSION_CLEARED,
+    Kind.INTRUSION_PANIC: Kind.INTRUSION_CLEARED,
+    Kind.DEVICE_TAMPER: Kind.DEVICE_TAMPER_CLEARED,
+    Kind.DEVICE_BATTERY_LOW: Kind.DEVICE_BATTERY_OK,
+    Kind.DEVICE_POWER_LOST: Kind.DEVICE_POWER_RESTORED,
+}
+"""The kind that ends another, where one is a state."""
+
 SEVERITY: dict[Kind, Severity] = {
     kind: _SEVERITY_OF_KIND.get(kind, _SEVERITY_OF_FAMILY[kind.split(".")[0]]) for kind in Kind
 }
@@ -350,6 +367,19 @@ class SensorState(_CloudEvent, frozen=True, kw_only=True, gc=False):
     data: SensorStateData
 
 
+class Refusal(_Model, frozen=True, kw_only=True, gc=False):
+    """Input that an adapter did not take."""
+
+    reason: Annotated[str, Meta(description="one of a few words, as in tocsin_events_rejected_total")]
+    message: Annotated[str, Meta(description="what was wrong, and what to do")]
+    device: Annotated[
+        str | None, Meta(description="id of the device; null if it is not known whose it was")
+    ] = None
+    peer: Annotated[str | None, Meta(description="the address that it came from")] = None
+    at: Annotated[UtcTime, Meta(description="when it was last refused")]
+    times: Annotated[int, Meta(ge=1, description="how often, since the service was started")] = 1
+
+
 class ServiceStatusData(_Model, frozen=True, kw_only=True, gc=False):
     """How a service is."""
 
@@ -360,6 +390,10 @@ class ServiceStatusData(_Model, frozen=True, kw_only=True, gc=False):
     ]
     version: Annotated[str, Meta(description="of Tocsin")]
     reason: Annotated[str | None, Meta(description="why it is degraded")] = None
+    refused: Annotated[
+        tuple[Refusal, ...],
+        Meta(description="an adapter's: what it did not take, of each sort the last, the newest first"),
+    ] = ()
 
 
 class ServiceStatus(_CloudEvent, frozen=True, kw_only=True, gc=False):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import sqlite3
 import time
 import uuid
@@ -20,7 +21,7 @@ from typing import Any
 import orjson
 
 from shared import metrics
-from shared.adapter import Adapter, Context, Report
+from shared.adapter import Adapter, Context, Report, device_of
 from shared.bus import Endpoint
 from shared.custody import LANES, OUTBOX_SCHEMA, Entry, Sender
 from shared.events import (
@@ -28,6 +29,7 @@ from shared.events import (
     Event,
     EventData,
     Kind,
+    Refusal,
     SensorRef,
     SensorState,
     SensorStateData,
@@ -49,7 +51,12 @@ _MOST_DETAILS = 200
 _LONGEST_DETAIL = 4096
 _STATE_EVERY = 30.0
 _KEEP_EVERY = 5.0
-_STATE = "state:"
+_REFUSED_EVERY = 5.0
+_MOST_REFUSED = 16
+_LONGEST_REFUSED = 300
+_OFFSET_STEP = 1.0
+"""Seconds by which a device's clock must have moved for that alone to be published."""
+_STATE, _OFFLINE = "state:", "offline:"
 _KEPT = ("online", "state", "battery", "battery_low", "tamper")
 _CUT = "…"
 
@@ -142,6 +149,9 @@ class AdapterHost(Part):
         self._supervised: set[str] = set()
         self._devices: Mapping[str, Device] = {}
         metrics.MISSED.labels(protocol, "")
+        self._refused: dict[tuple[str, str | None], Refusal] = {}
+        self._untold_refusals = False
+        self._forget_at = math.inf
         self._look_up(runtime.site)
         runtime.on_change(self._on_change)
         self._make = make
@@ -213,6 +223,7 @@ class AdapterHost(Part):
             if named == reason:
                 self._rejected[reason] = counted
         counted.inc()
+        self._note_refusal(reason, message, device, fields.get("address") or fields.get("peer"))
         # A flood of bad input must not become a flood of logs: one line a second for each sort.
         now = time.monotonic()
         last, held = self._rejected_log.get((reason, device), (-1.0, 0))
@@ -231,14 +242,49 @@ class AdapterHost(Part):
         metrics.MISSED.labels(self.protocol, device or "").inc()
         self.rejected(reason, message, device=device, **fields)
 
+    def _note_refusal(self, reason: str, message: str, device: str | None, peer: object) -> None:
+        before = self._refused.pop((reason, device), None)
+        self._refused[reason, device] = Refusal(
+            reason=reason,
+            message=message[:_LONGEST_REFUSED],
+            device=device,
+            peer=str(peer) if peer else None,
+            at=utcnow(),
+            times=before.times + 1 if before else 1,
+        )
+        if len(self._refused) > _MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        self._untold_refusals = True
+
+    def _tell_refusals(self) -> None:
+        if self._untold_refusals:
+            self._untold_refusals = False
+            redact = self.runtime.secrets.redact
+            self.runtime.refused = tuple(
+                one.replace(message=redact(one.message)) for one in reversed(self._refused.values())
+            )
+            self.runtime.say_status()
+
     def recall(self, key: str) -> str | None:
         return self._memory.get(key)
 
     def remember(self, key: str, value: str | None) -> None:
-        if self._memory.get(key) == value:
+        if self._memory.get(key) == value or (value is not None and not self._is_kept(key)):
             return
         self._pending[key] = value
         self._learn({key: value})
+
+    def _is_kept(self, key: str) -> bool:
+        if key.startswith(_STATE):
+            return key.removeprefix(_STATE) in self._known
+        if key.startswith(_OFFLINE):
+            return key.removeprefix(_OFFLINE) in self._devices
+        return (device := device_of(key)) is None or device in self._devices
+
+    def _forget_what_is_gone(self) -> None:
+        """What was remembered of devices and sensors that are no longer in the site file."""
+        for key in [key for key in self._memory if not self._is_kept(key)]:
+            self.remember(key, None)
 
     def _learn(self, memory: Mapping[str, str | None]) -> None:
         for key, value in memory.items():
@@ -257,6 +303,7 @@ class AdapterHost(Part):
         """See `shared.adapter.Emit`."""
         received = utcnow()
         entries = [self._entry(report, received) for report in reports]
+        memory = {key: value for key, value in memory.items() if value is None or self._is_kept(key)}
         # What was remembered before is older, and must not be written after it.
         before = {key: self._pending.pop(key) for key in memory if key in self._pending}
 
@@ -349,6 +396,9 @@ class AdapterHost(Part):
 
     def _measure_clock(self, device: str, watch: _Watch, clock: datetime) -> None:
         offset = (clock - utcnow()).total_seconds()
+        if watch.offset is None or abs(offset - watch.offset) > _OFFSET_STEP:
+            for sensor in self._devices[device].sensors:
+                self._dirty.setdefault(sensor, time.monotonic() + _KEEP_EVERY)
         watch.offset = offset
         metrics.CLOCK_OFFSET.labels(device).set(offset)
         skewed = abs(offset) > self._devices[device].max_skew
@@ -369,7 +419,7 @@ class AdapterHost(Part):
         metrics.ONLINE.labels(device).set(0)
         self._notice(
             Report(device=device, sensor=None, kind=Kind.DEVICE_OFFLINE, details={"reason": reason}),
-            {f"offline:{device}": "1"},
+            {_OFFLINE + device: "1"},
         )
         for sensor in self._devices[device].sensors:
             self._update_state(sensor, {"online": False})
@@ -377,7 +427,7 @@ class AdapterHost(Part):
     def _back(self, device: str, watch: _Watch) -> None:
         watch.offline = False
         metrics.ONLINE.labels(device).set(1)
-        self._notice(Report(device=device, sensor=None, kind=Kind.DEVICE_ONLINE), {f"offline:{device}": None})
+        self._notice(Report(device=device, sensor=None, kind=Kind.DEVICE_ONLINE), {_OFFLINE + device: None})
         for sensor in self._devices[device].sensors:
             self._update_state(sensor, {"online": True})
 
@@ -439,9 +489,16 @@ class AdapterHost(Part):
 
     async def _publish_states(self) -> None:
         keep_at = time.monotonic() + _KEEP_EVERY
+        refused_at = 0.0
         while True:
             await asyncio.sleep(0.5)
             now = time.monotonic()
+            if self._untold_refusals and now > refused_at:
+                refused_at = now + _REFUSED_EVERY
+                self._tell_refusals()
+            if now > self._forget_at:
+                self._forget_at = math.inf
+                self._forget_what_is_gone()
             if now > keep_at:
                 keep_at = now + _KEEP_EVERY
                 for sensor in self._unkept & self._states.keys():
@@ -557,6 +614,8 @@ class AdapterHost(Part):
         site = self.runtime.site
         if site.devices_of(self.protocol) != self._devices or site.severity != self._severity:
             self._look_up(site)
+            # The adapter may yet need what it remembers, to take leave of a device.
+            self._forget_at = time.monotonic() + _KEEP_EVERY
         self._change.set()
 
     # ── the part ─────────────────────────────────────────────────────────────────────────────────
@@ -568,8 +627,9 @@ class AdapterHost(Part):
             return connection.execute("SELECT key, value FROM memory").fetchall()
 
         self._memory = dict(await self._store.read(memories))
+        self._forget_what_is_gone()
         for id_, watch in self._watches.items():
-            watch.offline = self._memory.get(f"offline:{id_}") is not None
+            watch.offline = self._memory.get(_OFFLINE + id_) is not None
             metrics.ONLINE.labels(id_).set(not watch.offline)
         for sensor in self._states:
             self._restore_state(sensor)

@@ -7,6 +7,8 @@ import errno
 import socket
 from typing import Literal, Protocol
 
+from shared.reaching import unreached
+
 PATIENCE = 10.0
 """Seconds for a line to open."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
@@ -79,20 +81,12 @@ def explained(error: BaseException, where: str, *, serial: bool = False) -> str:
     """In plain words what is wrong with a line, and what to do. `where` is its address or port."""
     if serial:
         return _of_serial(error, where)
-    if isinstance(error, TimeoutError):
-        return f"{where} does not answer: is it switched on, and the address right? a firewall may drop it"
-    if isinstance(error, socket.gaierror):
-        return f"there is no host of the name {split(where)[0]}: write its IP address, or look at the DNS"
-    if isinstance(error, ConnectionRefusedError):
-        return (
-            f"{where} refuses the connection: the serial server's port must be in raw TCP server mode, "
-            "and nobody else connected to it; is the port number right?"
-        )
+    there = "that the serial server's port is in the mode TCP server, raw, and nobody else connected to it"
+    if said := unreached(error, where, there=there):
+        return said
     if isinstance(error, ConnectionResetError):
         return f"{where} broke the connection off: does it allow only one, or only certain addresses?"
     number = getattr(error, "errno", None)
-    if number in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return f"there is no route to {where}: is it in another network, or switched off?"
     if number == errno.EADDRINUSE:
         return f"another program of the gateway listens on {where}: choose another port"
     if number == errno.EADDRNOTAVAIL:

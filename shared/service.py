@@ -25,7 +25,7 @@ from typing import Literal
 from shared import __version__, copies, logs, metrics
 from shared.bus import Bus
 from shared.clock import host_clock_synchronised
-from shared.events import ServiceStatus, ServiceStatusData, utcnow
+from shared.events import Refusal, ServiceStatus, ServiceStatusData, utcnow
 from shared.secrets import Secrets
 from shared.settings import Settings
 from shared.site import Follower, Site, SiteError
@@ -50,6 +50,8 @@ class Runtime:
         self.topics = Topics(site.site)
         self.state_dir = Path(settings.state_dir or ".") / name
         self.store_max_bytes = int(settings.store_max_bytes or 0)
+        self.refused: tuple[Refusal, ...] = ()
+        """What it did not take of late, for its status."""
         self._on_change: list[Callable[[], None]] = []
         self._troubles: dict[str, str] = {}
 
@@ -103,11 +105,15 @@ class Runtime:
         )
 
     def status(self, status: Literal["online", "degraded", "offline"], reason: str | None = None) -> bytes:
-        return status_message(self.site.site, self.name, status, reason)
+        return status_message(self.site.site, self.name, status, reason, self.refused)
 
 
 def status_message(
-    site: str, name: str, status: Literal["online", "degraded", "offline"], reason: str | None = None
+    site: str,
+    name: str,
+    status: Literal["online", "degraded", "offline"],
+    reason: str | None = None,
+    refused: tuple[Refusal, ...] = (),
 ) -> bytes:
     now = utcnow()
     return ServiceStatus(
@@ -115,7 +121,9 @@ def status_message(
         source=f"/{site}/{name}",
         subject=name,
         time=now,
-        data=ServiceStatusData(service=name, status=status, version=__version__, reason=reason),
+        data=ServiceStatusData(
+            service=name, status=status, version=__version__, reason=reason, refused=refused
+        ),
     ).to_bytes()
 
 

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
-from shared.adapter import Adapter, Context, Report, StoreFull
+from shared.adapter import Adapter, Context, Report, StoreFull, device_of
 from shared.bus import Endpoint
+from shared.probing import Found
 from shared.secrets import MissingSecret
 from shared.site import Device, SecretRef
 
@@ -50,6 +51,7 @@ class FakeContext(Context):
         """Devices of which events are known to have been lost."""
         self.memory: dict[str, str] = {}
         self._devices: Mapping[str, Device] = dict(devices)
+        self._ever = set(devices)
         self._settings = settings
         self._gateway_broker = gateway_broker
         self._known: set[tuple[object, ...]] = set()
@@ -58,6 +60,7 @@ class FakeContext(Context):
     def change(self, *, devices: Mapping[str, Device] | None = None, settings: Any = None) -> None:
         """A new site file."""
         self._devices = self._devices if devices is None else dict(devices)
+        asyncio.get_running_loop().call_later(0.1, self._forget)
         self._settings = self._settings if settings is None else settings
         self._change.set()
 
@@ -103,10 +106,20 @@ class FakeContext(Context):
         return self.memory.get(key)
 
     def remember(self, key: str, value: str | None) -> None:
-        if value is None:
+        if value is None or not self._is_kept(key):
             self.memory.pop(key, None)
         else:
             self.memory[key] = value
+
+    def _forget(self) -> None:
+        for key in [key for key in self.memory if not self._is_kept(key)]:
+            del self.memory[key]
+
+    def _is_kept(self, key: str) -> bool:
+        device = device_of(key)
+        self._ever |= self._devices.keys()
+        assert device is None or device in self._ever, f"{key} says no device, see Context.recall"
+        return device is None or device in self._devices
 
     def tell(self, name: str, help: str, **labels: str) -> Callable[[float], None]:
         return lambda amount: None
@@ -126,6 +139,11 @@ class FakeContext(Context):
                 self.reports.append(report)
         for key, value in (memory or {}).items():
             self.remember(key, value)
+
+
+def wrong(found: Found) -> str | None:
+    """What a probe found to be wrong, if anything."""
+    return found if isinstance(found, str) else None
 
 
 @asynccontextmanager

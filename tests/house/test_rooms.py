@@ -65,6 +65,14 @@ def test_classes(room: Service) -> None:
 
 
 @each_room
+def test_probe(room: Service) -> None:
+    tree = ast.parse(read(room, "adapter.py"))
+    made = [each for each in tree.body if isinstance(each, ast.AsyncFunctionDef) and each.name == "probe"]
+    assert made, f"{room.folder}/adapter.py lacks `async def probe`, for tocsin check --online"
+    assert [each.arg for each in made[0].args.args] == ["device", "secret", "around"]
+
+
+@each_room
 def test_readme(room: Service) -> None:
     text = read(room, "README.md")
     headings = [heading.lower() for heading in re.findall(r"(?m)^#+ (.+)$", text)]

@@ -525,6 +525,87 @@ async def test_a_flood_of_bad_input_is_no_flood_of_logs(
     assert len(told) < 5
 
 
+async def test_what_is_gone_from_the_site_file_is_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.host._KEEP_EVERY", 0.0)
+    theirs = ("last/silent", "level/silent/rule/zone=1")
+    ours = ("last/controller", "level/controller/silent", "boots")
+    without = SITE[: SITE.index("  silent:")] + SITE[SITE.index("  other:") :]
+    async with house(world) as here:
+        for key in (*theirs, *ours):
+            here.context.remember(key, "1")
+        here.context.heard("silent", sensor="leak")
+        await here.emit(memory={"seen/silent": "1"})
+        await until(lambda: here.host._memory.get("offline:silent"))
+        await until(lambda: here.host._memory.get("state:leak"))
+        world.change(without)
+        assert here.context.recall("last/silent") == "1", "its adapter may need it to take leave"
+        await until(
+            lambda: not {"offline:silent", "state:leak", "seen/silent", *theirs} & {*here.host._memory}
+        )
+        here.context.remember("last/silent", "2")
+        await here.emit(memory={"seen/silent": "2", "seen/controller": "2"})
+        assert {here.context.recall(key) for key in ours} == {"1"}
+    async with house(world) as here:
+        assert here.context.recall("seen/controller") == "2"
+        assert not {"offline:silent", "state:leak", "seen/silent", *theirs} & {*here.host._memory}
+
+
+async def test_what_went_while_the_service_was_down_is_forgotten_too(world: World) -> None:
+    async with house(world) as here:
+        await here.emit(memory={"last/silent": "1", "last/controller": "1"})
+    world.change(SITE[: SITE.index("  silent:")] + SITE[SITE.index("  other:") :])
+    async with house(world) as here:
+        assert here.context.recall("last/silent") is None
+        assert here.context.recall("last/controller") == "1"
+    world.change(SITE)
+    async with house(world) as here:
+        assert here.context.recall("last/silent") is None
+
+
+async def test_what_was_refused_is_told_with_the_services_status(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.host._REFUSED_EVERY", 0.0)
+    world.secret("panel_key", "correct-horse")
+
+    def told() -> list[dict[str, Any]]:
+        sent = world.hub.of(TOPICS.service("adapter-webhook"))
+        return [dict(one) for one in sent[-1].json()["data"]["refused"]] if sent else []
+
+    async with house(world) as here:
+        here.context.secret(SecretRef(secret="panel_key"))
+        for _ in range(3):
+            here.context.rejected("key", "correct-horse is wrong", device="controller", address="192.0.2.9")
+        here.context.rejected("unknown_path", "a path that no device has", peer="192.0.2.8")
+        await until(lambda: len(told()) == 2)
+        stranger, known = told()
+        assert (known["reason"], known["device"], known["peer"]) == ("key", "controller", "192.0.2.9")
+        assert (known["message"], known["times"]) == ("*** is wrong", 3)
+        assert (stranger["device"], stranger["peer"]) == (None, "192.0.2.8")
+        for number in range(40):
+            here.context.rejected(f"sort-{number}", "x")
+        await until(lambda: len(told()) == 16)
+        assert told()[0]["reason"] == "sort-39"
+
+
+async def test_a_clock_is_told_of_though_no_sensor_is_heard(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.host._KEEP_EVERY", 0.0)
+
+    def near(offset: float) -> bool:
+        sent = world.hub.of(TOPICS.sensor("front-door"))
+        said = SensorState.from_bytes(sent[-1].payload).data.clock_offset if sent else None
+        return said is not None and abs(said - offset) < 0.5
+
+    async with house(world) as here:
+        for offset in (-95, 0):
+            here.context.heard("controller", clock=utcnow() + timedelta(seconds=offset))
+            await until(lambda: near(offset))  # noqa: B023
+
+
 async def test_receipts_let_go(world: World) -> None:
     async with house(world) as here:
         made = await here.emitted(*(report() for _ in range(10)))

@@ -22,7 +22,7 @@ ADAPTER = """
 from shared.adapter import Adapter as Base
 class Adapter(Base):
     async def run(self, emit): ...
-async def probe(device, secret): return "no answer"
+async def probe(device, secret, around): return "no answer"
 """
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 import shared.adapter
 from services.adapters.bacnet import codec
@@ -27,8 +27,8 @@ from services.adapters.bacnet.reading import property_number
 from services.adapters.bacnet.session import Session, Talk, WrongDevice, resolve
 from shared.adapter import Context, Emit
 from shared.events import utcnow
-from shared.model import SecretStr
-from shared.site import SecretRef
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
+from shared.reaching import unreached
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
 _ANSWER = 5.0
@@ -92,8 +92,10 @@ class Adapter(shared.adapter.Adapter):
 
     async def _follow(self, group: asyncio.TaskGroup, link: Link, emit: Emit) -> None:
         wanted: dict[str, Device] = dict(self.context.devices)
+        left: dict[str, set[str]] = {}
         for id_, running in list(self._running.items()):
             if wanted.get(id_) != running.device:
+                left[id_] = running.session.keys()
                 del self._running[id_]
                 running.task.cancel()
                 await asyncio.wait([running.task])
@@ -111,6 +113,8 @@ class Adapter(shared.adapter.Adapter):
                 )
                 task = group.create_task(session.run(), name=f"bacnet {id_}")
                 self._running[id_] = _Running(device, session, task)
+                for key in left.get(id_, set()) - session.keys():
+                    self.context.remember(key, None)
 
     def _forget(self, session: Session) -> None:
         self._stations = {where: who for where, who in self._stations.items() if who is not session}
@@ -217,19 +221,20 @@ class Adapter(shared.adapter.Adapter):
 # ── tocsin check --online ────────────────────────────────────────────────────────────────────────
 
 
-async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str | None:
-    """What is wrong with a device's address, instance, objects or clock; None if nothing is.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Try a device's address, instance, objects and clock.
 
     From a port of its own: nothing of a running adapter is disturbed. No subscription is tried."""
     host, port = host_and_port(device.address)
     try:
         ip = await resolve(host)
     except OSError as error:
-        return f"the host {host} is not known here: {error}"
+        return unreached(error, host) or f"{host}: {error}"
     async with Link("0.0.0.0", 0) as link:  # noqa: S104
         talk = Talk(link, device, device.station(ip))
         try:
-            return await _try(talk, device)
+            if wrong := await _try(talk, device, device.timezone or around.timezone):
+                return wrong
         except Silent:
             if device.network is not None:
                 return (
@@ -246,9 +251,11 @@ async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str
             return f"it answers, but does not say who it is: {error}"
         except Malformed as error:
             return f"what answers cannot be read as BACnet: {error}"
+    settings: Settings = around.settings or Settings()
+    return Waits((Port("udp", f"{settings.address}:{settings.port}"),), tried=True)
 
 
-async def _try(talk: Talk, device: Device) -> str | None:
+async def _try(talk: Talk, device: Device, zone: str) -> str | None:
     await talk.greet()
     for name, sensor in device.sensors.items():
         wanted = "event-state" if sensor.by == "events" else sensor.property
@@ -258,13 +265,10 @@ async def _try(talk: Talk, device: Device) -> str | None:
             there: ObjectId = object_id(sensor.object)
             return f"sensor {name}: {wanted} of {there} cannot be read ({error}): is that object there?"
     clock = await talk.clock()
-    if clock is None or device.timezone is None:
+    if clock is None:
         return None
-    from zoneinfo import ZoneInfo  # noqa: PLC0415
-
-    said = codec.moment(clock[0], clock[1], ZoneInfo(device.timezone))
+    said = codec.moment(clock[0], clock[1], ZoneInfo(zone))
     off = (said - utcnow()).total_seconds() if said else 0.0
     if abs(off) > device.max_skew:
-        zone = device.timezone
         return f"its clock is off by {off:+.0f} s (timezone {zone}): set it, or let it follow a time server"
     return None

@@ -19,7 +19,7 @@ from services.adapters.bacnet.names import (
     PROPERTY,
     PROPERTY_NAME,
 )
-from shared.events import Kind, SensorType, Slug
+from shared.events import RESTORES, Kind, SensorType, Slug
 from shared.model import AfterValidator, Field, StringConstraints, model_validator
 from shared.site import Duration, did_you_mean, mistake
 
@@ -81,20 +81,8 @@ _ACTIVE: dict[SensorType, Kind] = {
     SensorType.AI: Kind.SENSOR_EVENT,
     SensorType.INTRUSION: Kind.INTRUSION_ALARM,
 }
-RESTORE: dict[Kind, Kind] = {
-    Kind.ACCESS_ENTRY_AJAR: Kind.ACCESS_ENTRY_CLOSED,
-    Kind.ACCESS_FORCED_OPEN: Kind.ACCESS_ENTRY_CLOSED,
-    Kind.FIRE_ALARM: Kind.FIRE_CLEARED,
-    Kind.FIRE_TROUBLE: Kind.FIRE_CLEARED,
-    Kind.FIRE_SUPERVISORY: Kind.FIRE_CLEARED,
-    Kind.SMOKE_DETECTED: Kind.SMOKE_CLEARED,
-    Kind.WATER_LEAK: Kind.WATER_CLEARED,
-    Kind.MOTION_DETECTED: Kind.MOTION_CLEARED,
-    Kind.INTRUSION_ALARM: Kind.INTRUSION_CLEARED,
-    Kind.INTRUSION_PANIC: Kind.INTRUSION_CLEARED,
-    Kind.DEVICE_TAMPER: Kind.DEVICE_TAMPER_CLEARED,
-    Kind.DEVICE_BATTERY_LOW: Kind.DEVICE_BATTERY_OK,
-    Kind.DEVICE_POWER_LOST: Kind.DEVICE_POWER_RESTORED,
+RESTORE = {
+    **RESTORES,
     Kind.DEVICE_OFFLINE: Kind.DEVICE_ONLINE,
     Kind.SENSOR_EVENT: Kind.SENSOR_EVENT,
 }

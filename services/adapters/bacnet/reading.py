@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo
 
@@ -83,6 +83,13 @@ class Reading:
         for name, about in device.sensors.items():
             for each in (about.object, *about.enrollments):
                 self._objects.setdefault(object_id(each), []).append(name)
+
+    def keys(self) -> Iterator[str]:
+        """All that it remembers of its sensors."""
+        for name, about in self._device.sensors.items():
+            yield from (self._key(about), self._told(name), self._stamps_key(name))
+        for object_ in self._objects:
+            yield self._seen(object_)
 
     def sensors_of(self, object_: ObjectId) -> list[str]:
         """The sensors that an object is, or watches."""

@@ -7,8 +7,10 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -36,6 +38,7 @@ from services.adapters.bacnet.link import Link, Refused, Silent
 from services.adapters.bacnet.names import DEVICE, ENROLLMENT, ERROR_CODE, PROPERTY, WILDCARD
 from services.adapters.bacnet.reading import Reading, Result, Unusable, property_number
 from shared.adapter import Context, Emit, StoreFull
+from shared.events import utcnow
 
 PROCESS = 1
 """Our process identifier, always the same: a subscription after a restart replaces the one before."""
@@ -43,6 +46,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _GREETING = 30.0
 """Seconds for which I-Ams of a device count once: it says them whenever anybody asks who is there, too."""
 _REMEMBERED_ALARMS = 256
+_REPEATED = 60.0
+"""Seconds within which a device may send again what it was given no answer to."""
+_MOST_REPEATED = 256
+_MOST_UNTOLD = 32
 _PRESENT_VALUE = PROPERTY["present-value"]
 _STAMPS = PROPERTY["event-time-stamps"]
 _READ = tuple(PROPERTY[name] for name in ("status-flags", "event-state", "event-time-stamps", "reliability"))
@@ -76,6 +83,8 @@ class _Point:
     missing: str = ""
     version: int = 0
     """Counts what was notified of it: a value that was read before is old by then."""
+    untold: deque[tuple[datetime, Mapping[int, Value]]] = field(default_factory=deque)
+    """Values that were notified and could not be stored yet, in their order."""
 
 
 async def resolve(host: str) -> str:
@@ -221,6 +230,13 @@ class Session:
         self._greeted = 0.0
         self._instance = device.instance
         self._full = False
+        self._talk: Talk | None = None
+        self._came: OrderedDict[_Waiting, float] = OrderedDict()
+        """Confirmed changes of value by when they came first, answered or not."""
+
+    def keys(self) -> set[str]:
+        """All that is remembered of its sensors."""
+        return set(self._reading.keys())
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -297,24 +313,29 @@ class Session:
             self._context.heard(self.id)
             if isinstance(said, Notification):
                 return await self._event(said, apdu)
-            return await self._changed(said, apdu)
+            return await self._changed(said, waiting)
         except Malformed as error:
             self._bad(str(error))
             return codec.reject(apdu.invoke, _INVALID_TAG)
         except StoreFull as error:
             self._cannot_store(error)
             return None
+        except Silent:
+            return None
 
     async def _event(self, said: Notification, apdu: Apdu) -> bytes:
         for name in self._reading.sensors_of(said.object):
             self._points[name].version += 1
         async with self._turn:
+            for name in self._reading.sensors_of(said.object):
+                await self._tell(name)
             await self._commit(self._reading.event(said))
         for name in self._reading.sensors_of(said.object):
             self._context.heard(self.id, sensor=name)
         return codec.simple_ack(apdu.invoke, apdu.service)
 
-    async def _changed(self, said: Cov, apdu: Apdu) -> bytes:
+    async def _changed(self, said: Cov, waiting: _Waiting) -> bytes | None:
+        apdu = waiting.apdu
         names = [
             name
             for name in self._reading.sensors_of(said.object)
@@ -323,20 +344,66 @@ class Session:
         ]
         if not names:
             return codec.error(apdu.invoke, apdu.service, *_UNKNOWN_SUBSCRIPTION)
+        names = [name for name in names if property_number(self.device.sensors[name].property) in said.values]
+        if self._came_before(waiting):
+            if not await self._caught_up(names):
+                return None
+            return codec.simple_ack(apdu.invoke, apdu.service)
+        at = utcnow()
         for name in names:
-            about = self.device.sensors[name]
-            if property_number(about.property) not in said.values:
-                continue
-            self._points[name].version += 1
-            try:
-                async with self._turn:
-                    result = self._reading.level(name, said.values, {"by": "cov"})
-                    await self._commit(result)
-            except Unusable as error:
-                self._unusable(name, about, error)
-                continue
+            point = self._points[name]
+            point.version += 1
+            if len(point.untold) == _MOST_UNTOLD:
+                self._context.rejected(
+                    "overflow", f"more changes of {name} than wait for the store", device=self.id
+                )
+                point.untold.popleft()
+            point.untold.append((at, said.values))
+        for name in names:
+            async with self._turn:
+                await self._tell(name)
             self._context.heard(self.id, sensor=name)
         return codec.simple_ack(apdu.invoke, apdu.service)
+
+    def _came_before(self, waiting: _Waiting) -> bool:
+        """Whether a change was notified before: it was refused, or its acknowledgement got lost. What it says
+        is old by now."""
+        if not waiting.confirmed:
+            return False
+        now = time.monotonic()
+        while self._came:
+            first = next(iter(self._came))
+            if now - self._came[first] < _REPEATED and len(self._came) < _MOST_REPEATED:
+                break
+            del self._came[first]
+        if waiting in self._came:
+            return True
+        self._came[waiting] = now
+        return False
+
+    async def _caught_up(self, names: list[str]) -> bool:
+        """Read sensors again; whether all that is known of them is stored. Raises `Silent`."""
+        if self._talk is None:
+            return False
+        for name in names:
+            if not await self._read(self._talk, name, self.device.sensors[name], self._points[name]):
+                return False
+        return True
+
+    async def _tell(self, name: str) -> None:
+        """Store what was notified of a sensor and is not stored yet. Raises `StoreFull`."""
+        about, untold = self.device.sensors[name], self._points[name].untold
+        while untold:
+            at, values = untold[0]
+            try:
+                result = self._reading.level(name, values, {"by": "cov"})
+            except Unusable as error:
+                self._unusable(name, about, error)
+            else:
+                for report in result.reports:
+                    report.received = at
+                await self._commit(result)
+            untold.popleft()
 
     async def _commit(self, result: Result) -> None:
         """Raises `StoreFull`."""
@@ -382,7 +449,7 @@ class Session:
         if station != self.station:
             self.station = station
             self._moved(self)
-        talk = Talk(self._link, self.device, station)
+        talk = self._talk = Talk(self._link, self.device, station)
         await talk.greet()
         self._instance = talk.instance
         for point in self._points.values():
@@ -447,8 +514,9 @@ class Session:
         point.refused = ""
         return True
 
-    async def _read(self, talk: Talk, name: str, about: Sensor, point: _Point) -> None:
-        """Its state as it is now."""
+    async def _read(self, talk: Talk, name: str, about: Sensor, point: _Point) -> bool:
+        """Its state as it is now; whether that (unless it cannot be had) and all that was told before is
+        stored. Raises `Silent`."""
         object_, version = object_id(about.object), point.version
         main = property_number(about.property)
         properties = _READ if object_.type == ENROLLMENT else (main, *_READ)
@@ -470,23 +538,31 @@ class Session:
                 )  # fmt: skip
                 self._context.state(name, online=False)
             point.missing = str(refused)
-            return
+            async with self._turn:
+                try:
+                    await self._tell(name)
+                except StoreFull as error:
+                    self._cannot_store(error)
+                    return False
+            return True
         if point.missing:
             self._context.state(name, online=True)
         point.missing = ""
         async with self._turn:
             if point.version != version:
                 self._again = True  # something newer was notified meanwhile
-                return
+                return False
             try:
+                await self._tell(name)
                 await self._commit(self._reading.level(name, said, {"by": "read"}, stamps))
             except Unusable as error:
                 self._unusable(name, about, error)
-                return
+                return True
             except StoreFull as error:
                 self._cannot_store(error)
-                return
+                return False
         self._context.heard(self.id, sensor=name)
+        return True
 
     async def _standing_alarms(self, talk: Talk) -> None:
         """Alarms of objects that no sensor is, which stand and were not told yet."""

@@ -18,6 +18,7 @@ from services.adapters.dc09.config import Device, Sensor, Settings
 from services.adapters.dc09.listener import Listener, Reply
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.events import Actor, Kind, utcnow
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
 from shared.secrets import MissingSecret
 
 if TYPE_CHECKING:
@@ -347,6 +348,19 @@ class Adapter(shared.adapter.Adapter):
                 )
             )
         return reports
+
+
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Whether the panel's key is one. The panel comes by itself."""
+    if device.credentials is not None:
+        from services.adapters.dc09.cipher import Key  # noqa: PLC0415
+
+        try:
+            Key(secret(device.credentials.key).get_secret_value())
+        except ValueError as error:
+            return f"its key cannot be one: {error}"
+    settings: Settings = around.settings or Settings()
+    return Waits(tuple(Port(transport, settings.listen) for transport in settings.transports))
 
 
 def _recalled(text: str | None) -> _Last | None:

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import logging
-import random
-from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
-from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-import shared.adapter
 from services.adapters.espa import codec
 from services.adapters.espa.codec import ACK, ENQ, EOT, BlockError, State, Station
-from services.adapters.espa.config import Device
+from services.adapters.espa.config import Connection, Device
 from services.adapters.espa.lines import Link, explained, open_serial, open_tcp
 from shared.adapter import Context, Emit, StoreFull
 from shared.dialect import Message, Reader, Result
 from shared.events import utcnow
-from shared.lines import split
-from shared.site import SecretRef
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
+from shared.stations import StationsAdapter
 
 log = logging.getLogger("tocsin.espa")
 
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_LINE = ("connection", "address", "role", "stations", "select")
+"""What decides a line: if it is the same, the line stays as it is."""
 _POLL_ANSWER = 1.0
 """Seconds that a polled station has to begin its answer."""
 _CONTROL = 10.0
@@ -60,9 +56,21 @@ class _Panel:
         self._answered = False
         """Whether a call was acknowledged since the other side last gave the word back."""
         self.links: set[Link] = set()
-        self.follow(device)
+        self._speak_with(device)
 
-    def follow(self, device: Device) -> None:
+    @property
+    def connection(self) -> Connection:
+        return self.device.connection
+
+    def follow(self, device: Device) -> bool:
+        """Take up a change of the site file; False if that needs another line."""
+        if any(getattr(self.device, name) != getattr(device, name) for name in _LINE):
+            return False
+        if self.device != device:
+            self._speak_with(device)
+        return True
+
+    def _speak_with(self, device: Device) -> None:
         self.device = device
         self._reader = Reader(
             device.language,
@@ -72,6 +80,9 @@ class _Panel:
             options=device.options,
             unlisted=device.unlisted,
         )
+
+    async def run(self) -> None:
+        """There is nothing to do beside."""
 
     def hang_up(self) -> None:
         for link in self.links:
@@ -226,183 +237,35 @@ def _recalled(text: str | None) -> _Last | None:
 # ── All of them ──────────────────────────────────────────────────────────────────────────────────
 
 
-class Adapter(shared.adapter.Adapter):
+class Adapter(StationsAdapter[_Panel, Link]):
     """All panels of the site file: it listens for some, and goes to others."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self.ports: dict[str, int] = {}
-        """Where it listens: the port by the address of the site file."""
-        self._panels: dict[str, _Panel] = {}
-        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._serving: dict[str, set[asyncio.Task[None]]] = {}
-        self._wanted: set[str] = set()
-        self._begun = False
+    noun, log, steady, limit = "panel", log, 30.0, 4096
 
-    def ready(self) -> bool:
-        return self._begun and self._wanted <= set(self.ports)
+    def station(self, emit: Emit, id_: str, device: Device) -> _Panel:
+        return _Panel(self.context, emit, id_, device)
 
-    async def run(self, emit: Emit) -> None:
-        try:
-            while True:
-                await self._arrange(emit)
-                self._begun = True
-                await self.context.changed()
-        finally:
-            for panel in self._panels.values():
-                panel.hang_up()
-            serving = [task for tasks in self._serving.values() for task in tasks]
-            await _cancel([*self._tasks.values(), *serving])
+    def link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, where: str) -> Link:
+        return Link(reader, writer, where)
 
-    async def _arrange(self, emit: Emit) -> None:
-        devices: dict[str, Device] = dict(self.context.devices)
-        for id_, panel in list(self._panels.items()):
-            if id_ not in devices or not _same_line(panel.device, devices[id_]):
-                await self._leave(id_)
-                if id_ not in devices:
-                    self.context.remember(f"last/{id_}", None)
-            elif panel.device != devices[id_]:
-                panel.follow(devices[id_])
-        for id_, device in devices.items():
-            if id_ not in self._panels:
-                panel = self._panels[id_] = _Panel(self.context, emit, id_, device)
-                if device.connection.listen is None:
-                    self._start("line", id_, self._stay_connected(panel))
-        self._wanted = {device.connection.listen for device in devices.values() if device.connection.listen}
-        for key in [key for key in self._tasks if key[0] == "listen" and key[1] not in self._wanted]:
-            await _cancel([self._tasks.pop(key)])
-        for address in self._wanted:
-            if ("listen", address) not in self._tasks:
-                self._start("listen", address, self._listen(address))
+    async def open(self, connection: Connection) -> Link:
+        return await (open_tcp(connection.connect) if connection.connect else open_serial(connection))
 
-    def _start(self, what: str, name: str, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks[(what, name)] = asyncio.create_task(work)
+    def explained(self, error: BaseException, connection: Connection) -> str:
+        return explained(error, connection)
 
-    async def _leave(self, id_: str) -> None:
-        self._panels.pop(id_).hang_up()
-        line = [self._tasks.pop(key) for key in [("line", id_)] if key in self._tasks]
-        await _cancel([*line, *self._serving.pop(id_, ())])
-
-    async def _stay_connected(self, panel: _Panel) -> None:
-        connection = panel.device.connection
-        loop = asyncio.get_running_loop()
-        pause, told = 0.0, ""
-        while True:
-            since = None
-            try:
-                link = await (open_tcp(connection.connect) if connection.connect else open_serial(connection))
-                since = loop.time()
-                self.context.heard(panel.id)
-                log.info("connected", extra={"device": panel.id, "where": link.where})
-                await panel.serve(link)
-            except (OSError, ValueError) as error:
-                reason = explained(error, connection)
-                self.context.lost(panel.id, reason)
-                if since is not None and loop.time() - since > _LONGEST_PAUSE:
-                    pause, told = 0.0, ""
-                if reason != told:
-                    told = reason
-                    log.warning(
-                        "no line to the panel; trying again", extra={"device": panel.id, "reason": reason}
-                    )
-            pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, pause * 2))
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
-
-    async def _listen(self, address: str) -> None:
-        pause = _SHORTEST_PAUSE
-        while True:
-            try:
-                await self._accept(address)
-            except OSError as error:
-                for panel in self._claimants(address)[:1]:
-                    self.context.rejected(
-                        "listen", explained(error, panel.device.connection), device=panel.id
-                    )
-            finally:
-                self.ports.pop(address, None)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
-            pause = min(_LONGEST_PAUSE, pause * 2)
-
-    async def _accept(self, address: str) -> None:
-        host, port = split(address)
-
-        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            peer = str((writer.get_extra_info("peername") or ("?",))[0])
-            panel = self._panel_of(address, peer)
-            if panel is None:
-                writer.transport.abort()
-                return
-            task = asyncio.create_task(self._served(panel, Link(reader, writer, peer)))
-            tasks = self._serving.setdefault(panel.id, set())
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-        server = await asyncio.start_server(connected, host or None, port, limit=4096)
-        try:
-            self.ports[address] = server.sockets[0].getsockname()[1]
-            await asyncio.Event().wait()
-        finally:
-            server.close()
-
-    async def _served(self, panel: _Panel, link: Link) -> None:
-        with contextlib.suppress(OSError):
-            await panel.serve(link)
-        if not panel.links:
-            self.context.lost(panel.id, "it closed its connection")
-
-    def _claimants(self, address: str) -> list[_Panel]:
-        return [panel for panel in self._panels.values() if panel.device.connection.listen == address]
-
-    def _panel_of(self, address: str, peer: str) -> _Panel | None:
-        """The panel that a peer is: of several, the one that names its address most exactly."""
-        try:
-            said = ip_address(peer.partition("%")[0])
-        except ValueError:
-            return None
-        said = getattr(said, "ipv4_mapped", None) or said
-        found = [
-            (network.prefixlen, panel)
-            for panel in self._claimants(address)
-            for network in panel.device.connection.allow
-            if said in network
-        ]
-        if not found:
-            self.context.rejected(
-                "unknown_peer",
-                f"{peer} is no panel's address: add it to allow, or look who connects",
-                peer=peer,
-            )
-            return None
-        best = max(length for length, _ in found)
-        panels = {panel.id: panel for length, panel in found if length == best}
-        if len(panels) > 1:
-            self.context.rejected(
-                "ambiguous",
-                f"{peer} may be any of {', '.join(sorted(panels))}: give each its own address in allow",
-                peer=peer,
-            )
-        return panels[min(panels)]
+    def ended(self, station: _Panel) -> None:
+        if not station.links:
+            self.context.lost(station.id, "it closed its connection")
 
 
-def _same_line(old: Device, new: Device) -> bool:
-    kept = ("connection", "address", "role", "stations", "select")
-    return all(getattr(old, name) == getattr(new, name) for name in kept)
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def probe(device: Device, secret: Callable[[SecretRef], Any]) -> str | None:
-    """Try the line to a panel: what is wrong with it, or None.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Try the line to a panel.
 
     That a panel speaks ESPA shows only when it polls; as the control station we can ask."""
     connection = device.connection
     if connection.listen is not None:
-        return None
+        return Waits((Port("tcp", connection.listen),))
     try:
         link = await (open_tcp(connection.connect) if connection.connect else open_serial(connection))
     except (OSError, ValueError) as error:

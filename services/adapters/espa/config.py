@@ -10,14 +10,14 @@ import codecs
 import re
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import shared.site
 from services.adapters.espa.codec import NATIONAL
 from shared import dialect
+from shared.dialect.naming import NamedSensor, check_options, check_sensors, chosen
 from shared.events import Kind, SensorType, Slug
-from shared.model import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from shared.model import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from shared.site import Duration, Model, did_you_mean, mistake
 
 Network = IPv4Network | IPv6Network
@@ -140,21 +140,9 @@ _BY_TYPE: dict[SensorType, dict[Kind, Kind | None]] = {
 }
 
 
-class Sensor(shared.site.Sensor):
+class Sensor(NamedSensor):
     """A zone, detector or room. How the panel's calls name it is said in the fields that the device's
     profile declares (`zone: 12`, `call_address: 550`); other keys are mistakes."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, str | int] = Field(init=False)
-
-    kinds: dict[Kind, Kind | None] = Field(
-        default={}, description="Kinds that mean another here; null leaves a kind out."
-    )
-
-    @property
-    def address(self) -> dict[str, str]:
-        """How the panel names it."""
-        return {name: str(value) for name, value in (self.__pydantic_extra__ or {}).items()}
 
     def point(self, sensor_id: str) -> dialect.Point:
         """As the profile's rules find it. Its type says more than a panel that calls everything a fire."""
@@ -223,25 +211,9 @@ class Device(shared.site.Device):
 
     @model_validator(mode="after")
     def _whole(self) -> Device:
-        try:
-            language = self._language = profile(self.profile)
-        except dialect.ProfileError as error:
-            first = error.mistakes[0]
-            place = f" (line {first.line}, {first.where})" if PurePath(self.profile).suffix else ""
-            raise mistake(f'profile "{self.profile[:64]}"{place}: {first.problem}', first.remedy) from None
-        for sensor_id, sensor in self.sensors.items():
-            for problem in language.problems(sensor.address):
-                raise mistake(f'sensor "{sensor_id}": {problem.problem}', problem.remedy)
-        for name in self.options:
-            if name not in language.profile.options:
-                raise mistake(
-                    f'profile "{self.profile}" has no option "{name[:64]}"',
-                    did_you_mean(
-                        name,
-                        language.profile.options,
-                        f"it has {', '.join(language.profile.options) or 'none'}",
-                    ),
-                )
+        language = self._language = chosen(profile, self.profile)
+        check_options(self.profile, language.profile.options, self.options)
+        check_sensors(language, self.sensors)
         if self.role == "control" and self.address in self.stations:
             raise mistake("the gateway would poll itself", "leave its own address out of stations")
         return self

@@ -32,6 +32,9 @@ class Link:
     def close(self) -> None:
         self._writer.close()
 
+    def abort(self) -> None:
+        self._writer.transport.abort()
+
 
 async def open_tcp(address: str) -> Link:
     """Raises OSError, also TimeoutError."""

@@ -19,12 +19,13 @@ from itertools import count
 from zoneinfo import ZoneInfo
 
 from services.adapters.http import codec
-from services.adapters.http.client import Client, Failed, Refused, Secret, in_plain_words, now
+from services.adapters.http.client import Client, Failed, Refused, in_plain_words, now
 from services.adapters.http.codec import Malformed, Place
 from services.adapters.http.config import Device
 from services.adapters.http.ways import CURSOR_LOST, Batch, way
 from shared.adapter import Context, Emit, Link, LinkingAdapter, Report, StoreFull
 from shared.dialect import Message, Reader, Result, Unreadable
+from shared.probing import ALONE, Around, Secret
 from shared.secrets import MissingSecret
 
 log = logging.getLogger("tocsin.adapter.http")
@@ -46,8 +47,8 @@ class Adapter(LinkingAdapter):
         return _Link(self.context, emit, id_, device)
 
 
-async def probe(device: Device, secret: Secret) -> str | None:
-    """Ask the device something: what is wrong and what to do about it, or None if all is well."""
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> str | None:
+    """Ask the device something."""
     try:
         client = Client(device, secret)
     except MissingSecret:
@@ -149,8 +150,7 @@ class _Link:
             self._changed.set()
 
     def forget(self) -> None:
-        """The device is gone from the site file."""
-        self._context.remember(self._key, None)
+        """The device keeps nothing for us."""
 
     def _make_reader(self) -> Reader:
         device = self._device

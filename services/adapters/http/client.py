@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -22,7 +21,8 @@ import orjson
 from services.adapters.http import codec
 from services.adapters.http.config import Device, Key, Login
 from shared.http import retry_after
-from shared.model import SecretStr
+from shared.probing import Secret
+from shared.reaching import unreached
 from shared.site import SecretRef
 from shared.transport import Transport
 
@@ -31,8 +31,6 @@ LARGEST = 8 * 1024 * 1024
 _CONNECT = 10.0
 _ANSWER = 20.0
 """Seconds that an answer may take, over those for which the device was asked to wait."""
-
-Secret = Callable[[SecretRef], SecretStr]
 
 
 class Failed(Exception):
@@ -391,14 +389,9 @@ def in_plain_words(error: BaseException, device: Device) -> str:
                     f"{where} refuses us at the TLS handshake ({reason}): it wants another client certificate"
                 )
             return f"TLS with {where} fails ({reason or 'no TLS there'}): is it a port with TLS?"
-        if isinstance(cause, socket.gaierror):
-            return f"the name {where} is not known: check url and this host's DNS"
-        if isinstance(cause, ConnectionRefusedError):
-            return f"nothing listens at {where}: check address and port"
-        if isinstance(cause, (TimeoutError, httpx.TimeoutException)):
-            return f"{where} does not answer in time: check the address, and firewalls on the way"
-        if isinstance(cause, OSError) and cause.errno is not None and "unreachable" in str(cause).lower():
-            return f"there is no way to {where}: check the address and the routes"
+        late = isinstance(cause, httpx.TimeoutException)
+        if why := unreached(TimeoutError() if late else cause, where):
+            return why
     if isinstance(error, httpx.RemoteProtocolError) and device.url.startswith("https:"):
         return f"{where} hangs up ({error}): does it want a client certificate, or another one?"
     if isinstance(error, httpx.RemoteProtocolError):

@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 from shared import dialect, site
 from shared.dialect import Expr, Time
 from shared.dialect.expressions import When
-from shared.events import Kind, Slug
-from shared.model import AfterValidator, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
-from shared.site import BaseUrl, Duration, Model, SecretRef, did_you_mean, is_loopback, mistake
+from shared.dialect.naming import NamedContact, check_options, check_sensors, chosen
+from shared.events import Slug
+from shared.model import AfterValidator, Field, PrivateAttr, StringConstraints, model_validator
+from shared.site import BaseUrl, Duration, Model, SecretRef, is_loopback, mistake
 
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=64)]
 _FIELD = re.compile(r"\{([a-z_.]*)\}")
@@ -296,32 +297,9 @@ class Profile(dialect.Profile):
 # ── The site file ────────────────────────────────────────────────────────────────────────────────
 
 
-class Sensor(site.Sensor):
+class Sensor(NamedContact):
     """A point of a device: a door, an input, a zone. How the vendor names it is said in the fields that
     the device's profile declares (`source: 340`); other keys are mistakes."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, str | int] = Field(init=False)
-
-    kinds: dict[Kind, Kind | None] = Field(
-        default={},
-        description="Kinds that mean another here, as {sensor.event: access.forced_open} for a door that "
-        "nobody may open; null leaves a kind out.",
-    )
-    inverted: bool = Field(default=False, description="Its contact is wired the other way round.")
-    first: bool = Field(
-        default=False,
-        description="Report the first state that is ever seen of it too, unless it means that all is well.",
-    )
-
-    @property
-    def address(self) -> dict[str, str]:
-        """How the vendor names it."""
-        return {name: str(value) for name, value in (self.__pydantic_extra__ or {}).items()}
-
-    def point(self, sensor_id: str) -> dialect.Point:
-        """As its profile's rules look for it."""
-        return dialect.Point(sensor_id, self.type, self.address, self.kinds, self.inverted, self.first)
 
 
 class Credentials(Model):
@@ -432,24 +410,10 @@ class Device(site.Device):
 
     @model_validator(mode="after")
     def _whole(self) -> Device:
-        try:
-            spoken = self._language = language(self.profile)
-        except dialect.ProfileError as error:
-            first = error.mistakes[0]
-            raise mistake(
-                f'profile "{self.profile[:64]}", line {first.line}, {first.where}: {first.problem}',
-                first.remedy,
-            ) from None
+        spoken = self._language = chosen(language, self.profile)
         said = spoken.profile
-        for sensor_id, sensor in self.sensors.items():
-            for problem in spoken.problems(sensor.address):
-                raise mistake(f'sensor "{sensor_id}": {problem.problem}', problem.remedy)
-        for name in self.options:
-            if name not in said.options:
-                raise mistake(
-                    f'profile "{self.profile}" has no option "{name[:64]}"',
-                    did_you_mean(name, said.options, f"it has {', '.join(said.options) or 'none'}"),
-                )
+        check_options(self.profile, said.options, self.options)
+        check_sensors(spoken, self.sensors)
         self._check_auth(said)
         return self
 

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
@@ -26,9 +26,8 @@ from services.adapters.isapi.stream import Answer, Door, Refused
 from shared.adapter import Context, Emit, Link, LinkingAdapter, Report, StoreFull
 from shared.dialect import Unreadable
 from shared.events import Kind, SensorType, utcnow
-from shared.model import SecretStr
+from shared.probing import ALONE, Around, Secret
 from shared.secrets import MissingSecret
-from shared.site import SecretRef
 
 log = logging.getLogger("tocsin.adapter.isapi")
 
@@ -72,7 +71,7 @@ class Adapter(LinkingAdapter):
         return _Link(self.context, emit, id_, device)
 
 
-def _door(device: Device, secret: Callable[[SecretRef], SecretStr]) -> Door:
+def _door(device: Device, secret: Secret) -> Door:
     """Raises `MissingSecret`."""
     return Door(
         device.url,
@@ -112,10 +111,8 @@ async def _time(device: Device, door: Door, timezone: str) -> datetime | None:
     return codec.clock(said, language.form, zone)
 
 
-async def probe(
-    device: Device, secret: Callable[[SecretRef], SecretStr], timezone: str = "UTC"
-) -> str | None:
-    """Try the device's address, login, stream and clock: what is wrong and what to do about it, or None."""
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> str | None:
+    """Try the device's address, login, stream and clock."""
     door = None
     try:
         door = _door(device, secret)
@@ -123,9 +120,8 @@ async def probe(
     except _TROUBLE as error:
         return _explained(error, door)
     with contextlib.suppress(*_TROUBLE):
-        said = await _time(device, door, timezone)
-        # A time without a zone means little to who does not know the site's.
-        if said is not None and (device.timezone or device.said.form == "isapi"):
+        said = await _time(device, door, around.timezone)
+        if said is not None:
             off = (said - utcnow()).total_seconds()
             if abs(off) > device.max_skew:
                 way = "ahead" if off > 0 else "behind"
@@ -191,9 +187,7 @@ class _Link:
                 self._answer.close()
 
     def forget(self) -> None:
-        """The device is gone from the site file."""
-        for key in (f"lasting/{self._id}", f"log/{self._id}"):
-            self._context.remember(key, None)
+        """The device keeps nothing for us."""
 
     # ── the connection ───────────────────────────────────────────────────────────────────────────
 

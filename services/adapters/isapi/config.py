@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from services.adapters.isapi import codec
 from shared import dialect, site
 from shared.dialect import Point
-from shared.events import Kind, Slug
-from shared.model import AfterValidator, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
-from shared.site import BaseUrl, Duration, Model, SecretRef, did_you_mean, is_loopback, mistake
+from shared.dialect.naming import NamedSensor, check_options, check_sensors, chosen
+from shared.events import Slug
+from shared.model import AfterValidator, Field, PrivateAttr, StringConstraints, model_validator
+from shared.site import BaseUrl, Duration, Model, SecretRef, is_loopback, mistake
 
 
 def _fingerprint(text: str) -> str:
@@ -29,26 +29,14 @@ Fingerprint = Annotated[str, StringConstraints(max_length=128), AfterValidator(_
 """SHA-256 of a certificate (DER), kept as 64 small hex digits."""
 
 
-class Sensor(site.Sensor):
+class Sensor(NamedSensor):
     """A camera's channel or one of its detections, a door, an alarm input. How the vendor numbers it is
     said in the fields that the device's profile declares (`channel: 1`); other keys are mistakes."""
 
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, str | int] = Field(init=False)
-
-    kinds: dict[Kind, Kind | None] = Field(
-        default={},
-        description="Kinds that mean another here, as {sensor.event: ai.sound}; null leaves one out.",
-    )
     inverted: bool = Field(
         default=False,
         description="An alarm input that is wired the other way round: what says active means normal.",
     )
-
-    @property
-    def address(self) -> dict[str, str]:
-        """How the vendor numbers it."""
-        return {name: str(value) for name, value in (self.__pydantic_extra__ or {}).items()}
 
     def point(self, sensor_id: str) -> Point:
         """The sensor as the dialect engine sees it."""
@@ -127,28 +115,13 @@ class Device(site.Device):
     @model_validator(mode="after")
     def _whole(self) -> Device:
         self._check_address()
-        try:
-            language = codec.profile(self.profile)
-        except dialect.ProfileError as error:
-            first = error.mistakes[0]
-            place = f" (line {first.line}, {first.where})" if PurePath(self.profile).suffix else ""
-            raise mistake(f'profile "{self.profile[:64]}"{place}: {first.problem}', first.remedy) from None
-        known = language.profile.options
+        language = chosen(codec.profile, self.profile)
+        check_options(self.profile, language.profile.options, self.options)
+        check_sensors(language, self.sensors)
         for name, value in self.options.items():
-            if name not in known:
-                raise mistake(
-                    f'profile "{self.profile}" has no option "{name[:64]}"',
-                    did_you_mean(name, known, f"it has {', '.join(known) or 'none'}"),
-                )
             if not re.fullmatch(r"[!-~]{1,512}", str(value)):
                 raise mistake(
                     f'option "{name}" cannot stand in a web address', "no blanks, at most 512 signs"
-                )
-        for sensor_id, sensor in self.sensors.items():
-            for problem in language.problems(sensor.address):
-                raise mistake(
-                    f'sensor "{sensor_id}": {problem.problem}',
-                    did_you_mean(problem.field, Sensor.model_fields, problem.remedy),
                 )
         self._language = language
         return self

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import socket
 import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from services.adapters.isapi import authentication
+from shared.reaching import unreached
 
 _CHUNK = 32 * 1024
 _HEADERS = 16 * 1024
@@ -288,12 +288,8 @@ def explain(error: BaseException, door: Door) -> str:
         return f"no TLS with {where} ({error.reason or error}): is this its HTTPS port?"
     if isinstance(error, FileNotFoundError):
         return f"there is no file {error.filename or door.ca_file}: check `ca_file`"
-    if isinstance(error, socket.gaierror):
-        return f"the name {host} is not known: check the address and this host's DNS"
-    if isinstance(error, ConnectionRefusedError):
-        return f"{where} refuses the connection: check address and port, and that HTTP is enabled there"
-    if isinstance(error, TimeoutError):
-        return f"{where} does not answer: check the address, its power, and firewalls on the way"
+    if said := unreached(error, where, there="whether HTTP is enabled there"):
+        return said
     if isinstance(error, ValueError):
         return f"{where}: {error}" + ("" if tls else "; is this an HTTPS port, or no web server at all?")
     return f"{where}: {error or type(error).__name__}"

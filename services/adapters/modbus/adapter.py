@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -21,12 +21,11 @@ from services.adapters.modbus import points
 from services.adapters.modbus.codec import ExceptionCode, Place, merge, plain, smaller
 from services.adapters.modbus.config import Device
 from services.adapters.modbus.line import Endpoint, Line, NoAnswer, Refused, Trouble
-from services.adapters.modbus.points import RESTORES, Change, Layout, Spot, Watch, memory_key
+from services.adapters.modbus.points import Change, Layout, Spot, Watch, memory_key
 from shared.adapter import Context, Emit, Report, StoreFull
-from shared.events import Kind, utcnow
-from shared.model import SecretStr
+from shared.events import RESTORES, Kind, utcnow
+from shared.probing import ALONE, Around, Secret
 from shared.secrets import MissingSecret
-from shared.site import SecretRef
 
 log = logging.getLogger("tocsin.adapter.modbus")
 
@@ -102,9 +101,6 @@ class Adapter(shared.adapter.Adapter):
                 task.cancel()
                 stopped.append(task)
                 del pollers[id_]
-                if id_ not in devices:
-                    for watch in points.layout(device).watches:
-                        self.context.remember(memory_key(id_, watch), None)
         # What was found must be remembered before it is compared again.
         await asyncio.gather(*stopped, return_exceptions=True)
         used = {endpoint for _, endpoint in wanted.values()}
@@ -117,8 +113,8 @@ class Adapter(shared.adapter.Adapter):
                 pollers[id_] = device, endpoint, group.create_task(poller.run(), name=f"modbus {id_}")
 
 
-async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str | None:
-    """Read all of the device's values once: what is wrong and what to do about it, or None."""
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> str | None:
+    """Read all of the device's values once."""
     line = Line(Endpoint.of(device, secret))
     plan = points.layout(device)
     problems = []

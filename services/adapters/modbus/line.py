@@ -13,7 +13,6 @@ import errno
 import logging
 import os
 import random
-import socket
 import ssl
 import termios
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from pymodbus.transport.serialtransport import create_serial_connection
 from services.adapters.modbus.codec import ExceptionCode, Place, Table
 from services.adapters.modbus.config import SCHEMES, Device
 from shared.model import SecretStr
+from shared.reaching import unreached
 from shared.site import SecretRef
 
 # What it has to say is said here, once and in words that help.
@@ -403,6 +403,8 @@ def explain(error: BaseException, endpoint: Endpoint) -> str:
     where = endpoint.where
     if endpoint.scheme == "rtu":
         return _explain_serial(error, endpoint)
+    if said := unreached(error, where, there="whether Modbus is on there"):
+        return said
     match error:
         case ssl.SSLCertVerificationError() if "mismatch" in str(error):
             return f"the certificate of {where} is for another name: set server_name to one that is in it"
@@ -418,14 +420,8 @@ def explain(error: BaseException, endpoint: Endpoint) -> str:
             return (
                 f"TLS with {where} failed ({error.reason or error}): look at the certificates of both sides"
             )
-        case socket.gaierror():
-            return f"the name {endpoint.address[0]} cannot be resolved: look at its spelling and at the DNS"
-        case ConnectionRefusedError():
-            return f"nothing listens at {where}: look at the address, and whether Modbus is on there"
         case FileNotFoundError():
             return f"there is no file {error.filename or endpoint.ca_file}"
-        case TimeoutError():
-            return f"{where} does not answer: it is off or unreachable, or a firewall swallows it"
         case ConnectionError() if endpoint.scheme == "tls":
             # With TLS 1.3 a certificate is refused after the client has taken the handshake for done, and
             # the alert that says so may be lost.
@@ -438,8 +434,6 @@ def explain(error: BaseException, endpoint: Endpoint) -> str:
                 f"{where} has cut the connection: does it want TLS (tls://), or does it serve "
                 "no more masters at once?"
             )
-        case OSError() if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-            return f"there is no route to {where}: look at the address and the network"
         case _:
             return f"{where} cannot be reached: {str(error) or type(error).__name__}"
 

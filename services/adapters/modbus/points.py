@@ -25,7 +25,7 @@ from services.adapters.modbus.config import (
     Sensor,
     value_range,
 )
-from shared.events import Kind, SensorType
+from shared.events import RESTORES, Kind, SensorType
 
 MEANING: dict[SensorType, tuple[Kind, Kind | None]] = {
     SensorType.ACCESS_CONTROL: (Kind.ACCESS_ENTRY_AJAR, Kind.ACCESS_ENTRY_CLOSED),
@@ -38,23 +38,6 @@ MEANING: dict[SensorType, tuple[Kind, Kind | None]] = {
     SensorType.INTRUSION: (Kind.INTRUSION_ALARM, Kind.INTRUSION_CLEARED),
 }
 """What active and normal mean, by the type of the sensor."""
-
-RESTORES: dict[Kind, Kind] = {
-    Kind.ACCESS_FORCED_OPEN: Kind.ACCESS_ENTRY_CLOSED,
-    Kind.ACCESS_ENTRY_AJAR: Kind.ACCESS_ENTRY_CLOSED,
-    Kind.FIRE_ALARM: Kind.FIRE_CLEARED,
-    Kind.FIRE_TROUBLE: Kind.FIRE_CLEARED,
-    Kind.FIRE_SUPERVISORY: Kind.FIRE_CLEARED,
-    Kind.SMOKE_DETECTED: Kind.SMOKE_CLEARED,
-    Kind.WATER_LEAK: Kind.WATER_CLEARED,
-    Kind.MOTION_DETECTED: Kind.MOTION_CLEARED,
-    Kind.INTRUSION_ALARM: Kind.INTRUSION_CLEARED,
-    Kind.INTRUSION_PANIC: Kind.INTRUSION_CLEARED,
-    Kind.DEVICE_TAMPER: Kind.DEVICE_TAMPER_CLEARED,
-    Kind.DEVICE_BATTERY_LOW: Kind.DEVICE_BATTERY_OK,
-    Kind.DEVICE_POWER_LOST: Kind.DEVICE_POWER_RESTORED,
-}
-"""The kind that ends another."""
 
 _WELL = frozenset(RESTORES.values()) | {Kind.DEVICE_ONLINE}
 
@@ -141,7 +124,7 @@ def layout(device: Device) -> Layout:
 
     def watch(sensor_id: str | None, sensor: Sensor | None, point: Point, at: Spot) -> None:
         number = sum(each.sensor == sensor_id for each in watches)
-        key = f"state/{sensor_id or ''}/{number}"
+        key = f"{sensor_id or ''}/{number}"
         watches.append(Watch.of(device, sensor, point, at, sensor_id=sensor_id, key=key))
 
     for sensor_id, sensor in device.sensors.items():
@@ -421,7 +404,7 @@ class Watch:
 
 def memory_key(device_id: str, watch: Watch) -> str:
     """Under which the state of a device's watch is remembered."""
-    return f"{device_id}/{watch.key}"
+    return f"state/{device_id}/{watch.key}"
 
 
 Recall = Callable[[str], str | None]

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 from services.adapters.modbus import codec, points
 from services.adapters.modbus.codec import ExceptionCode, Frame, FrameError, Place, Request, Table
 from services.adapters.modbus.config import Device
-from services.adapters.modbus.points import ACTIVE, NORMAL, RESTORES, Spot, Watch
-from shared.events import Kind
+from services.adapters.modbus.points import ACTIVE, NORMAL, Spot, Watch
+from shared.events import RESTORES, Kind
 from shared.model import SecretStr
 from shared.site import SecretRef
 

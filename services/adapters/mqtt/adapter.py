@@ -15,7 +15,7 @@ import secrets
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count, islice
@@ -40,7 +40,7 @@ from shared.adapter import Context, Emit, Link, LinkingAdapter, Report, StoreFul
 from shared.bus import BrokerRefused, Endpoint
 from shared.dialect import Result, Unreadable
 from shared.events import utcnow
-from shared.model import SecretStr
+from shared.probing import ALONE, Around, Found, Secret, Waits
 from shared.secrets import MissingSecret
 from shared.site import SecretRef, is_loopback
 
@@ -96,7 +96,7 @@ def _door(
     device: Device,
     filters: tuple[str, ...],
     client_id: str,
-    secret: Callable[[SecretRef], SecretStr],
+    secret: Secret,
     gateway: Endpoint | None,
 ) -> _Door:
     """Raises `MissingSecret`."""
@@ -164,19 +164,17 @@ def _explained(error: BaseException, door: _Door | None) -> str:
     return str(error) if door is None or isinstance(error, MissingSecret) else explain(error, door.endpoint)
 
 
-async def probe(
-    device: Device, secret: Callable[[SecretRef], SecretStr], gateway: Endpoint | None = None
-) -> str | None:
-    """Try the device's broker: what is wrong and what to do about it, or None if all is well.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Try the device's broker.
 
-    It connects as another client, so a running adapter is not disturbed, and subscribes.
-    `gateway` is the gateway's own broker, for devices that use it.
+    It connects as another client, so a running adapter is not disturbed, and subscribes. At the gateway's own
+    broker whoever checks has other rights than the adapter, so there it is not tried.
     """
-    if device.url is None and gateway is None:
-        return None
+    if device.url is None:
+        return Waits(())
     door = None
     try:
-        door = _door(device, codec.Decoder("probe", device, "UTC").filters, "tocsin", secret, gateway)
+        door = _door(device, codec.Decoder("probe", device, "UTC").filters, "tocsin", secret, None)
         door = replace(door, client_id=f"{door.client_id}-check-{secrets.token_hex(3)}")
         source, _ = await _enter_any(door, resume=False)
         try:
@@ -327,8 +325,6 @@ class _Link:
     def forget(self) -> None:
         """The device is gone from the site file: the broker need not queue for it any more."""
         self._leave_for_good()
-        self._context.remember(f"taken/{self._id}", None)
-        self._context.remember(f"filters/{self._id}", None)
 
     def _leave_for_good(self) -> None:
         if self._source is not None and self._door is not None:

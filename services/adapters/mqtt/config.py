@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from services.adapters.mqtt import codec
 from shared import dialect, site
 from shared.dialect import Point
-from shared.events import Kind, Slug
-from shared.model import BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
-from shared.site import Duration, Model, SecretRef, did_you_mean, mistake
+from shared.dialect.naming import NamedContact, check_options, check_sensors, chosen
+from shared.events import Slug
+from shared.model import BeforeValidator, Field, PrivateAttr, StringConstraints, model_validator
+from shared.site import Duration, Model, SecretRef, mistake
 from shared.topics import PREFIX
 
 GATEWAY = "gateway"
 
 
-class Sensor(site.Sensor):
+class Sensor(NamedContact):
     """One thing that publishes: a detector, a camera's zone, an input. How the vendor names it is said
     in the fields that the device's profile declares (`device: hall-smoke`); other keys are mistakes."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, str | int] = Field(init=False)
 
     reading: codec.Reading | None = Field(
         default=None,
         description="How its messages are read, if they follow no profile, as "
         "{topic: plant/leak, value: state}.",
     )
-    kinds: dict[Kind, Kind | None] = Field(
-        default={},
-        description="Kinds that mean another here, as {sensor.event: ai.sound}; null leaves one out.",
-    )
-    inverted: bool = Field(
-        default=False, description="Its contact is wired the other way round: what says active means normal."
-    )
-    first: bool = Field(
-        default=False,
-        description="Report the first state that is ever seen of it too, unless it means that all is well.",
-    )
-
-    @property
-    def address(self) -> dict[str, str]:
-        """How the vendor names it."""
-        return {name: str(value) for name, value in (self.__pydantic_extra__ or {}).items()}
 
     def point(self, sensor_id: str) -> Point:
         """The sensor as the dialect engine sees it. One with a reading is found by its own id."""
@@ -137,27 +118,9 @@ class Device(site.Device):
     @model_validator(mode="after")
     def _whole(self) -> Device:
         self._check_broker()
-        try:
-            language = self._language = codec.profile(self.profile)
-        except dialect.ProfileError as error:
-            first = error.mistakes[0]
-            place = f" (line {first.line}, {first.where})" if PurePath(self.profile).suffix else ""
-            raise mistake(f'profile "{self.profile[:64]}"{place}: {first.problem}', first.remedy) from None
-        for name in self.options:
-            if name not in language.profile.options:
-                known = language.profile.options
-                raise mistake(
-                    f'profile "{self.profile}" has no option "{name[:64]}"',
-                    did_you_mean(name, known, f"it has {', '.join(known) or 'none'}"),
-                )
-        for sensor_id, sensor in self.sensors.items():
-            if sensor.reading is not None and not sensor.address:
-                continue
-            for problem in language.problems(sensor.address):
-                raise mistake(
-                    f'sensor "{sensor_id}": {problem.problem}',
-                    did_you_mean(problem.field, Sensor.model_fields, problem.remedy),
-                )
+        language = self._language = chosen(codec.profile, self.profile)
+        check_options(self.profile, language.profile.options, self.options)
+        check_sensors(language, self.sensors)
         self._check_filters()
         return self
 

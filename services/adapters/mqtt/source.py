@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 import ssl
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import mqtt5
 
 from services.adapters.mqtt import mqtt311
 from shared.bus import BrokerRefused, Connection, Endpoint
+from shared.reaching import unreached
 
 log = logging.getLogger("tocsin.adapter.mqtt")
 
@@ -277,6 +277,8 @@ def explain(error: BaseException, endpoint: Endpoint) -> str:
     """Why there is no connection, for the one who has to mend it. Holds no secret."""
     host, port, tls = endpoint.address()
     where = f"{host}:{port}"
+    if said := unreached(error, where, there="whether the broker runs"):
+        return said
     match error:
         case ssl.SSLCertVerificationError() if "ostname mismatch" in str(
             error
@@ -295,14 +297,8 @@ def explain(error: BaseException, endpoint: Endpoint) -> str:
             )
         case BrokerRefused():
             return _refused(str(error), endpoint)
-        case socket.gaierror():
-            return f"the name {host} cannot be resolved: look at its spelling and at the DNS"
-        case ConnectionRefusedError():
-            return f"nothing listens at {where}: look at the address, and whether the broker runs"
         case FileNotFoundError():
             return f"there is no file {error.filename}"
-        case TimeoutError():
-            return f"{where} does not answer: unreachable, or a firewall swallows it"
         case Unsupported() if not tls:
             return f"{error}; does {where} want TLS (mqtts://)?"
         case Unsupported():

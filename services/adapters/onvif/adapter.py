@@ -19,7 +19,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import count
@@ -38,9 +38,9 @@ from services.adapters.onvif.soap import Fault, Unreadable
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.dialect import Result
 from shared.events import utcnow
-from shared.model import SecretStr
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
+from shared.reaching import unreached
 from shared.secrets import MissingSecret
-from shared.site import SecretRef
 
 log = logging.getLogger("tocsin.adapter.onvif")
 
@@ -153,7 +153,7 @@ def _own_address(device: Device) -> str:
 # ── How to be let in ─────────────────────────────────────────────────────────────────────────────
 
 
-def _door(device: Device, secret: Callable[[SecretRef], SecretStr]) -> Door:
+def _door(device: Device, secret: Secret) -> Door:
     """Raises `MissingSecret`."""
     login = device.credentials
     return Door(
@@ -183,18 +183,10 @@ def explain(error: BaseException, device: Device) -> str:
             )
         case ssl.SSLError():
             return f"TLS with {where} failed ({cause.reason or cause}): is it a port with TLS?"
-        case socket.gaierror():
-            return (
-                f"the name {urlsplit(device.url).hostname} cannot be resolved: look at its spelling, the DNS"
-            )
-        case ConnectionRefusedError():
-            return (
-                f"nothing listens at {where}: look at the address and port, and whether ONVIF is switched on"
-            )
-        case TimeoutError():
-            return f"{where} does not answer: unreachable, or a firewall swallows it"
         case FileNotFoundError():
             return f"there is no file {device.ca_file}"
+        case OSError() if said := unreached(cause, where, there="whether ONVIF is switched on"):
+            return said
     match error:
         case Refused():
             hint = (
@@ -214,15 +206,15 @@ def explain(error: BaseException, device: Device) -> str:
         case Unreadable():
             return f"{where} answered what cannot be read: {error}"
         case httpx.ConnectTimeout() | httpx.ReadTimeout():
-            return f"{where} does not answer: unreachable, or a firewall swallows it"
+            return str(unreached(TimeoutError(), where))
         case httpx.TransportError() if isinstance(cause, OSError):
             return f"{where} cannot be reached: {cause}"
         case _:
             return f"{where}: {error or type(error).__name__}"
 
 
-async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str | None:
-    """Try address, account and event service: what is wrong and what to do about it, or None.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Try address, account and event service.
 
     A pull point is made and given back, so a running adapter is not disturbed."""
     try:
@@ -251,6 +243,9 @@ async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str
         return explain(error, device)
     finally:
         await client.close()
+    if device.delivery == "push":
+        settings: Settings = around.settings or Settings()
+        return Waits((Port("tcp", settings.listen),), tried=True)
     return None
 
 
@@ -332,8 +327,6 @@ class _Link:
                 await self._give_back(client)
             finally:
                 await client.close()
-        for key in ("subscription", "seen", "push"):
-            self._context.remember(f"{key}/{self._id}", None)
 
     # ── the session ──────────────────────────────────────────────────────────────────────────────
 

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from services.adapters.onvif import codec
 from shared import dialect, site
-from shared.dialect import Point
-from shared.events import Kind, Slug
-from shared.model import ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
-from shared.site import BaseUrl, Duration, Model, SecretRef, did_you_mean, mistake
+from shared.dialect.naming import NamedContact, check_sensors, chosen
+from shared.events import Slug
+from shared.model import Field, PrivateAttr, StringConstraints, model_validator
+from shared.site import BaseUrl, Duration, Model, SecretRef, mistake
 
 PATH = "/onvif/device_service"
 """Where every ONVIF device has its device service (Core, 5.1 "Device service")."""
 
 
-class Sensor(site.Sensor):
+class Sensor(NamedContact):
     """One thing that the device tells of: a motion region, a rule, an input, a door. How the device names it
     is said in the fields that its profile declares (`input: "1"`); other keys are mistakes."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, str | int] = Field(init=False)
-
-    kinds: dict[Kind, Kind | None] = Field(
-        default={},
-        description="Kinds that mean another here, as {sensor.event: ai.sound}; null leaves one out.",
-    )
-    inverted: bool = Field(
-        default=False, description="Its contact is wired the other way round: what says active means normal."
-    )
-    first: bool = Field(
-        default=False,
-        description="Report the first state that is ever seen of it too, unless it means that all is well.",
-    )
-
-    @property
-    def address(self) -> dict[str, str]:
-        """How the device names it."""
-        return {name: str(value) for name, value in (self.__pydantic_extra__ or {}).items()}
-
-    def point(self, sensor_id: str) -> Point:
-        """The sensor as the dialect engine sees it."""
-        return Point(sensor_id, self.type, self.address, self.kinds, self.inverted, self.first)
 
 
 class Credentials(Model):
@@ -174,22 +149,6 @@ class Device(site.Device):
             )
         if self.authentication != "auto" and self.credentials is None:
             raise mistake("there is no account to prove", "give credentials, or leave authentication out")
-        try:
-            self._language = codec.profile(self.profile)
-        except dialect.ProfileError as error:
-            first = error.mistakes[0]
-            place = f" (line {first.line}, {first.where})" if PurePath(self.profile).suffix else ""
-            raise mistake(f'profile "{self.profile[:64]}"{place}: {first.problem}', first.remedy) from None
-        said = self._language.profile
-        for sensor_id, sensor in self.sensors.items():
-            for name in sensor.address:
-                if name not in said.sensors:
-                    raise mistake(
-                        f'sensor "{sensor_id}": profile {self.profile} knows no "{name[:64]}"',
-                        did_you_mean(
-                            name,
-                            {**Sensor.model_fields, **said.sensors},
-                            f"it has {', '.join(said.sensors)}",
-                        ),
-                    )
+        self._language = chosen(codec.profile, self.profile)
+        check_sensors(self._language, self.sensors)
         return self

@@ -28,9 +28,8 @@ from services.adapters.opcua.codec import Reader, Result, Unreadable
 from services.adapters.opcua.config import Device
 from shared.adapter import Context, Emit, Link, LinkingAdapter, StoreFull
 from shared.events import utcnow
-from shared.model import SecretStr
+from shared.probing import ALONE, Around, Secret
 from shared.secrets import MissingSecret
-from shared.site import SecretRef
 
 log = logging.getLogger("tocsin.adapter.opcua")
 
@@ -91,8 +90,8 @@ class Adapter(LinkingAdapter):
         return _Link(self.context, emit, id_, device)
 
 
-async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str | None:
-    """Try the server: what is wrong and what to do about it, or None if all is well.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> str | None:
+    """Try the server.
 
     It opens a session of its own, reads the clock and every variable, and makes no subscription.
     """
@@ -203,8 +202,6 @@ class _Link:
     def forget(self) -> None:
         """The server is gone from the site file: it need not queue for us any more."""
         self._forgotten = True
-        for key in (*self._reader.keys(), self._key):
-            self._context.remember(key, None)
 
     @property
     def _key(self) -> str:

@@ -12,7 +12,6 @@ import base64
 import contextlib
 import hashlib
 import logging
-import socket
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 from asyncua import ua
 from asyncua.client.client import Client
+from asyncua.client.ua_client import UaClient, UASocketProtocol
 from asyncua.client.ua_session import UaSession
 from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import CertProperties
@@ -38,6 +38,7 @@ from services.adapters.opcua.codec import Value
 from services.adapters.opcua.config import Device
 from shared.events import utcnow
 from shared.model import SecretStr
+from shared.reaching import unreached
 from shared.site import SecretRef
 
 logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # what matters of it is said here, once
@@ -49,6 +50,17 @@ _LONGEST_LIST = 64
 _LEAVING = 2.0
 _ITEMS_AT_ONCE = 500
 EVENTS_HANDLE = 1_000_000
+NAMESPACES, STARTED, NOW, STATE, REFRESH = "i=2255", "i=2257", "i=2258", "i=2259", "i=3875"
+"""NamespaceArray, StartTime, CurrentTime and State of the Server, and ConditionRefresh (part 6, annex A)."""
+
+
+LONGEST_MESSAGE = 8 << 20
+"""Bytes. What is asked for is far shorter: 1,000 notifications, or 500 values."""
+_MOST_CHUNKS = 1024
+
+
+class TooLong(UaError):
+    """The server sends more than anybody asked for."""
 
 
 class Unusable(Exception):
@@ -145,6 +157,41 @@ def _unpack_bounded(vtype: ua.VariantType, data: Any) -> list[Any] | None:
 ua_binary.unpack_uatype_array = _unpack_bounded
 
 
+class _Protocol(UASocketProtocol):
+    """asyncua's, which by default keeps whatever a server sends, and believes the server's own limits."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        channel = self._connection
+        waiting = len(self.receive_buffer or b"") + channel._incoming_size
+        if waiting > LONGEST_MESSAGE or len(channel._incoming_parts) > _MOST_CHUNKS:
+            self.receive_buffer = None
+            channel._drop_incoming_parts()
+            self._fail_all_pending(TooLong(f"a message is longer than {LONGEST_MESSAGE >> 20} MiB"))
+            self.disconnect_socket()
+
+
+class _UaClient(UaClient):
+    def _make_protocol(self) -> UASocketProtocol:
+        plain = super()._make_protocol()
+        made = self.protocol = _Protocol(self._timeout, security_policy=self.security_policy)
+        made.pre_request_hook = plain.pre_request_hook
+        made.on_connection_lost = plain.on_connection_lost
+        made.is_session_closing = plain.is_session_closing
+        return made
+
+
+class _Client(Client):
+    """With bounds, which it also asks the server to keep."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        super().__init__(url, timeout=timeout)
+        hook = self.uaclient.pre_request_hook
+        self.uaclient = _UaClient(timeout)
+        self.uaclient.pre_request_hook = hook
+        self.max_messagesize, self.max_chunkcount = LONGEST_MESSAGE, _MOST_CHUNKS
+
+
 class _Session(UaSession):
     """asyncua's session without its publish loop."""
 
@@ -216,19 +263,19 @@ class Connection:
     async def clock(self) -> tuple[datetime | None, int | None]:
         """The server's time now, and its state (part 5, 12.6: 0 is Running)."""
         asked = utcnow()
-        time, state = await self.read(["i=2258", "i=2259"])
+        time, state = await self.read([NOW, STATE])
         way = (utcnow() - asked) / 2
         now = time.value + way if isinstance(time.value, datetime) else None
         return now, state.value if isinstance(state.value, int) else None
 
     async def namespaces(self) -> list[str]:
-        (found,) = await self._session.read_attributes([node_id("i=2255")], AttributeIds.Value)
+        (found,) = await self._session.read_attributes([node_id(NAMESPACES)], AttributeIds.Value)
         value = found.Value.Value if found.Value is not None else None
         return [str(uri) for uri in value] if isinstance(value, list) else []
 
     async def started(self) -> str:
         """When the server was started, as it says it."""
-        (found,) = await self.read(["i=2257"])
+        (found,) = await self.read([STARTED])
         return codec.text_of(found.value)
 
     async def subscribe(self, device: Device) -> tuple[int, float]:
@@ -314,7 +361,7 @@ class Connection:
         """Asks for all conditions that matter (part 9, 5.5.7); the status if the server does not tell."""
         request = ua.CallMethodRequest()
         request.ObjectId = node_id(codec.CONDITION)
-        request.MethodId = node_id("i=3875")
+        request.MethodId = node_id(REFRESH)
         request.InputArguments = [ua.Variant(subscription, ua.VariantType.UInt32)]
         try:
             (result,) = await self._session.call([request])
@@ -341,7 +388,7 @@ _REFRESH_IN_PROGRESS = 0x80970000
 
 async def enter(door_: Door, ticket: Ticket | None = None) -> Connection:
     """A session, activated. Raises `Unusable`, OSError, TimeoutError, `UaError`."""
-    client = Client(door_.url, timeout=door_.timeout)
+    client = _Client(door_.url, door_.timeout)
     session = _Session(client.uaclient)
     client.uaclient.session = session
     client.name = client.description = "Tocsin"
@@ -421,7 +468,7 @@ async def _trusted(door_: Door) -> bytes:
     """The server's certificate, if it is the one that is trusted. With another the server could not read
     a word of ours and would just be silent, so it is asked for before."""
     wanted = door_.fingerprint or fingerprint(door_.server_certificate or b"")
-    asking = Client(door_.url, timeout=door_.timeout)
+    asking = _Client(door_.url, door_.timeout)
     endpoints = await asking.connect_and_get_server_endpoints()
     uri = getattr(security_policies, f"SecurityPolicy{door_.policy}").URI
     mode = ua.MessageSecurityMode[door_.mode]
@@ -641,14 +688,14 @@ def explain(error: BaseException, door_: Door) -> str:
     match error:
         case Unusable():
             return str(error)
+        case TooLong():
+            return f"{where} was cut off: {error}"
         case UaStatusCodeError():
             return f"{where} says {name}"
-        case socket.gaierror():
-            return f"the name in {where} cannot be resolved: look at its spelling and at the DNS"
-        case ConnectionRefusedError():
-            return f"nothing listens at {where}: look at the address, and whether the server runs"
         case TimeoutError():
-            return f"{where} does not answer: unreachable, a firewall swallows it, or it speaks no OPC UA"
+            return f"{unreached(error, where)}; or it speaks no OPC UA"
+        case OSError() if said := unreached(error, where, there="whether the server runs"):
+            return said
         case UaError() if "No matching endpoints" in str(error):
             return f"{where} does not offer {door_.policy} with {door_.mode}"
         case UaError() if "certificate mismatch" in str(error).lower():

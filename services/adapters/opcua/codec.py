@@ -32,7 +32,7 @@ _STARTING = frozenset({0x80320000, 0x80310000})
 
 REFRESH_START, REFRESH_END, REFRESH_REQUIRED = "i=2787", "i=2788", "i=2789"
 QUEUE_OVERFLOW = "i=3035"
-"""Event types of part 9, 5.5.7, and EventQueueOverflowEventType of part 5, 6.4.35."""
+"""Event types of part 9, 5.11, and EventQueueOverflowEventType of part 5, 6.4.34."""
 
 BASE, CONDITION, ACKNOWLEDGEABLE, ALARM = "i=2041", "i=2782", "i=2881", "i=2915"
 FIELDS: Mapping[str, tuple[str, str]] = {

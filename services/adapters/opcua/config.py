@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import shared.site
-from shared.events import Kind, SensorType, Slug
+from shared.events import RESTORES, Kind, SensorType, Slug
 from shared.model import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 from shared.site import Duration, Model, SecretRef, is_loopback, mistake
 
@@ -50,22 +50,7 @@ def _texts(value: Any) -> Any:
     return {str(key).lower() if isinstance(key, bool) else str(key): kind for key, kind in value.items()}
 
 
-_CLEARED: dict[Kind, Kind] = {
-    Kind.ACCESS_FORCED_OPEN: Kind.ACCESS_ENTRY_CLOSED,
-    Kind.ACCESS_ENTRY_AJAR: Kind.ACCESS_ENTRY_CLOSED,
-    Kind.FIRE_ALARM: Kind.FIRE_CLEARED,
-    Kind.FIRE_TROUBLE: Kind.FIRE_CLEARED,
-    Kind.FIRE_SUPERVISORY: Kind.FIRE_CLEARED,
-    Kind.SMOKE_DETECTED: Kind.SMOKE_CLEARED,
-    Kind.WATER_LEAK: Kind.WATER_CLEARED,
-    Kind.MOTION_DETECTED: Kind.MOTION_CLEARED,
-    Kind.INTRUSION_ALARM: Kind.INTRUSION_CLEARED,
-    Kind.INTRUSION_PANIC: Kind.INTRUSION_CLEARED,
-    Kind.DEVICE_TAMPER: Kind.DEVICE_TAMPER_CLEARED,
-    Kind.DEVICE_BATTERY_LOW: Kind.DEVICE_BATTERY_OK,
-    Kind.DEVICE_POWER_LOST: Kind.DEVICE_POWER_RESTORED,
-    Kind.DEVICE_OFFLINE: Kind.DEVICE_ONLINE,
-}
+_CLEARED = {**RESTORES, Kind.DEVICE_OFFLINE: Kind.DEVICE_ONLINE}
 _OF_TYPE: dict[SensorType, Kind] = {
     SensorType.FIRE_ALARM: Kind.FIRE_ALARM,
     SensorType.SMOKE: Kind.SMOKE_DETECTED,

@@ -8,11 +8,13 @@ what is reported counts as delivered only when the message that held it was ackn
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import gc
 import hmac
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -118,7 +120,8 @@ class Simulator:
         inner = InternalServer(user_manager=users)
         inner.bind_condition_methods = True
         server = self._server = Server(iserver=inner)
-        await server.init()
+        with _no_collection():  # it would look through the standard's 6,000 nodes again and again
+            await server.init()
         host, port = self._address
         server.set_endpoint(f"opc.tcp://{host}:{port}/")
         await server.set_application_uri(_URI)
@@ -373,6 +376,17 @@ class Simulator:
             except TimeoutError:
                 if again is not None:
                     await again()
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _tokens(result: ua.PublishResult | None) -> Iterable[Any]:

@@ -15,15 +15,12 @@ from services.adapters.osdp.line import Line, LineDown
 from services.adapters.osdp.panel import Panel, Refused, Restart, Session, Silent
 from services.adapters.osdp.secure import DEFAULT_KEY, parse_key
 from shared.adapter import Context, Emit
-from shared.model import SecretStr
+from shared.probing import ALONE, Around, Secret
 from shared.secrets import MissingSecret
-from shared.site import SecretRef
 
 _SHORTEST_CARD_KEY = 16
 _PROBE_PATIENCE = 2.0
 _PROBE_LINE_PATIENCE = 5.0
-
-Secret = Callable[[SecretRef], SecretStr]
 
 
 class _Keys(NamedTuple):
@@ -141,8 +138,8 @@ async def _end(task: asyncio.Task[None]) -> None:
 # ── tocsin check --online ────────────────────────────────────────────────────────────────────────
 
 
-async def probe(device: Device, secret: Secret) -> str | None:
-    """What is wrong with a device's line, address or key, in words that help; None if nothing is.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> str | None:
+    """Try a device's line, address and key.
 
     It begins a session of its own, which ends one that a running adapter has: that begins anew.
     """

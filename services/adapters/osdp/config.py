@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Literal
 
 import shared.site
-from shared.events import Kind, SensorType, Slug
+from shared.events import RESTORES, Kind, SensorType, Slug
 from shared.model import AfterValidator, Field, model_validator
 from shared.site import Duration, Model, SecretRef, mistake
 
@@ -39,21 +39,6 @@ _ACTIVE: dict[SensorType, Kind] = {
     SensorType.POS: Kind.POS_DRAWER_OPEN,
     SensorType.AI: Kind.SENSOR_EVENT,
     SensorType.INTRUSION: Kind.INTRUSION_ALARM,
-}
-_NORMAL: dict[Kind, Kind] = {
-    Kind.ACCESS_ENTRY_AJAR: Kind.ACCESS_ENTRY_CLOSED,
-    Kind.ACCESS_FORCED_OPEN: Kind.ACCESS_ENTRY_CLOSED,
-    Kind.FIRE_ALARM: Kind.FIRE_CLEARED,
-    Kind.FIRE_TROUBLE: Kind.FIRE_CLEARED,
-    Kind.FIRE_SUPERVISORY: Kind.FIRE_CLEARED,
-    Kind.SMOKE_DETECTED: Kind.SMOKE_CLEARED,
-    Kind.WATER_LEAK: Kind.WATER_CLEARED,
-    Kind.MOTION_DETECTED: Kind.MOTION_CLEARED,
-    Kind.INTRUSION_ALARM: Kind.INTRUSION_CLEARED,
-    Kind.INTRUSION_PANIC: Kind.INTRUSION_CLEARED,
-    Kind.DEVICE_TAMPER: Kind.DEVICE_TAMPER_CLEARED,
-    Kind.DEVICE_BATTERY_LOW: Kind.DEVICE_BATTERY_OK,
-    Kind.DEVICE_POWER_LOST: Kind.DEVICE_POWER_RESTORED,
 }
 
 
@@ -89,7 +74,7 @@ class Sensor(shared.site.Sensor):
     def kind(self, active: bool) -> Kind | None:
         """What a change of the input means; None if nothing is to be reported."""
         alarm = self.active or _ACTIVE[self.type]
-        return alarm if active else self.normal or _NORMAL.get(alarm)
+        return alarm if active else self.normal or RESTORES.get(alarm)
 
     @model_validator(mode="after")
     def _one_thing(self) -> Sensor:

@@ -19,6 +19,7 @@ from typing import cast
 
 from services.adapters.osdp.codec import MARK, Code, Frame, Malformed, Splitter
 from services.adapters.osdp.config import tcp_address
+from shared.reaching import unreached
 
 _SHORTEST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.2
@@ -266,18 +267,15 @@ class Line:
 
 
 def _explain(error: OSError | TimeoutError, name: str) -> str:
+    there = "that the serial server's port is in the mode TCP server, raw"
+    if said := unreached(error, name.removeprefix("tcp://"), there=there):
+        return said
     match error:
-        case socket.gaierror():
-            return f"the name in {name} cannot be resolved: look at its spelling and at the DNS"
-        case ConnectionRefusedError():
-            return f"nothing listens at {name}: look at the serial server's port and mode (TCP server, raw)"
         case BlockingIOError():
             return f"{name} is in use by another program (the running adapter?)"
         case FileNotFoundError():
             return f"there is no serial port {name}: is the adapter plugged in, and given to this container?"
         case PermissionError():
             return f"no permission for {name}: give the user the group of the port (often dialout)"
-        case TimeoutError():
-            return f"{name} does not answer: unreachable, or a firewall swallows it"
         case _:
             return f"{name} cannot be opened: {error.strerror or error}"

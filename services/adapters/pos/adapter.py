@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from ipaddress import ip_address
-from typing import Any
 from zoneinfo import ZoneInfo
 
-import shared.adapter
 from services.adapters.pos.codec import Framer, Reader, Receipt, Said
-from services.adapters.pos.config import Device
+from services.adapters.pos.config import Connection, Device
 from services.adapters.pos.lines import Datagrams, Link, explained, open_serial, open_tcp
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.events import Actor
-from shared.lines import split
-from shared.site import SecretRef
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
+from shared.stations import StationsAdapter
 
 log = logging.getLogger("tocsin.pos")
 
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _STORE_PAUSE = 2.0
 _COPY = "copy"
 
@@ -60,6 +55,10 @@ class _Till:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     stream.framer.restore(text)
 
+    @property
+    def connection(self) -> Connection:
+        return self.device.connection
+
     def follow(self, device: Device) -> bool:
         """Take up a change of the site file; False if that needs another connection or framing."""
         kept = {"connection", "profile", "encoding", "language", "framing", "max_connections"}
@@ -70,11 +69,6 @@ class _Till:
         self.device = device
         self._reader = self._read_as(device)
         return True
-
-    def forget(self) -> None:
-        """The device is gone from the site file."""
-        for number in range(self.device.max_connections):
-            self._context.remember(self._key(number), None)
 
     def hang_up(self) -> None:
         for stream in self._streams:
@@ -239,206 +233,45 @@ def _actor(cashier: str | None) -> Actor | None:
 # ── All of them ──────────────────────────────────────────────────────────────────────────────────
 
 
-class Adapter(shared.adapter.Adapter):
+class Adapter(StationsAdapter[_Till, Link]):
     """All tills of the site file: it listens for some, and connects to others."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self.ports: dict[str, int] = {}
-        """Where it listens: the port by the address of the site file, `tcp HOST:PORT` or `udp HOST:PORT`."""
-        self._tills: dict[str, _Till] = {}
-        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._serving: dict[str, set[asyncio.Task[None]]] = {}
-        self._wanted: set[str] = set()
-        self._begun = False
+    noun, log = "till", log
 
-    def ready(self) -> bool:
-        return self._begun and self._wanted <= set(self.ports)
+    def station(self, emit: Emit, id_: str, device: Device) -> _Till:
+        return _Till(self.context, emit, id_, device)
 
-    async def run(self, emit: Emit) -> None:
-        try:
-            while True:
-                await self._arrange(emit)
-                self._begun = True
-                await self.context.changed()
-        finally:
-            for till in self._tills.values():
-                till.hang_up()
-            await _cancel(
-                [*self._tasks.values(), *(task for tasks in self._serving.values() for task in tasks)]
-            )
+    def link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, where: str) -> Link:
+        return Link(reader, writer, where)
 
-    async def _arrange(self, emit: Emit) -> None:
-        """Have a till for each device of the site file, and a listener for each address."""
-        devices: dict[str, Device] = dict(self.context.devices)
-        for id_, till in list(self._tills.items()):
-            if id_ not in devices or not till.follow(devices[id_]):
-                await self._leave(id_)
-                if id_ not in devices:
-                    till.forget()
-        for id_, device in devices.items():
-            if id_ not in self._tills:
-                till = self._tills[id_] = _Till(self.context, emit, id_, device)
-                self._start("till", id_, till.run())
-                if device.connection.connect or device.connection.serial:
-                    self._start("line", id_, self._stay_connected(till))
-        self._wanted = {
-            f"{what} {address}"
-            for device in devices.values()
-            for what, address in (("tcp", device.connection.listen), ("udp", device.connection.udp))
-            if address
-        }
-        for key in [key for key in self._tasks if key[0] == "listen" and key[1] not in self._wanted]:
-            await _cancel([self._tasks.pop(key)])
-        for where in self._wanted:
-            if ("listen", where) not in self._tasks:
-                self._start("listen", where, self._listen(where))
+    async def open(self, connection: Connection) -> Link:
+        return await (open_tcp(connection.connect) if connection.connect else open_serial(connection))
 
-    def _start(self, what: str, name: str, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks[(what, name)] = asyncio.create_task(work)
+    def explained(self, error: BaseException, connection: Connection) -> str:
+        return explained(error, connection)
 
-    async def _leave(self, id_: str) -> None:
-        self._tills.pop(id_).hang_up()
-        tasks = [self._tasks.pop(key) for key in (("till", id_), ("line", id_)) if key in self._tasks]
-        await _cancel([*tasks, *self._serving.pop(id_, ())])
-
-    # ── the gateway connects ─────────────────────────────────────────────────────────────────────
-
-    async def _stay_connected(self, till: _Till) -> None:
-        connection = till.device.connection
-        pause, told = 0.0, "not yet"
-        while True:
-            try:
-                link = await (open_tcp(connection.connect) if connection.connect else open_serial(connection))
-                self.context.heard(till.id)
-                if told:  # not each time, for a till may close after each receipt
-                    log.info("connected", extra={"device": till.id, "where": link.where})
-                pause, told = 0.0, ""
-                await till.serve(link)
-            except (OSError, ValueError) as error:
-                reason = explained(error, connection)
-                self.context.lost(till.id, reason)
-                if reason != told:
-                    told = reason
-                    log.warning(
-                        "no connection to the till; trying again", extra={"device": till.id, "reason": reason}
-                    )
-            pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, pause * 2))
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
-
-    # ── the till connects ────────────────────────────────────────────────────────────────────────
-
-    async def _listen(self, where: str) -> None:
-        what, _, address = where.partition(" ")
-        pause = _SHORTEST_PAUSE
-        while True:
-            try:
-                await (
-                    self._listen_tcp(address, where) if what == "tcp" else self._listen_udp(address, where)
-                )
-            except OSError as error:
-                device = next(iter(self._claimants(where)), None)
-                if device is not None:
-                    reason = explained(error, device.device.connection)
-                    self.context.rejected("listen", reason, device=device.id)
-            finally:
-                self.ports.pop(where, None)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
-            pause = min(_LONGEST_PAUSE, pause * 2)
-
-    async def _listen_tcp(self, address: str, where: str) -> None:
-        host, port = split(address)
-
-        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            peer = str((writer.get_extra_info("peername") or ("?",))[0])
-            link = Link(reader, writer, peer)
-            till = self._till_of(where, peer)
-            if till is None:
-                link.abort()
-                return
-            task = asyncio.create_task(_served(till, link))
-            tasks = self._serving.setdefault(till.id, set())
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-        server = await asyncio.start_server(connected, host or None, port, limit=16_384)
-        try:
-            self.ports[where] = server.sockets[0].getsockname()[1]
-            await asyncio.Event().wait()
-        finally:
-            server.close()
-
-    async def _listen_udp(self, address: str, where: str) -> None:
+    async def listen_udp(self, where: str, address: str) -> None:
         datagrams = Datagrams(address)
         try:
             self.ports[where] = datagrams.port
             while True:
                 data, peer = await datagrams.receive()
-                till = self._till_of(where, peer)
+                till = self.station_of(where, peer)
                 if till is not None:
                     await till.datagram(data, peer)
         finally:
             datagrams.close()
 
-    def _claimants(self, where: str) -> list[_Till]:
-        def listens(till: _Till) -> bool:
-            connection = till.device.connection
-            return where in (f"tcp {connection.listen}", f"udp {connection.udp}")
 
-        return [till for till in self._tills.values() if listens(till)]
-
-    def _till_of(self, where: str, peer: str) -> _Till | None:
-        """The till that an address belongs to: of several, the one that names it most exactly."""
-        try:
-            address = ip_address(peer.partition("%")[0])
-        except ValueError:
-            return None
-        address = getattr(address, "ipv4_mapped", None) or address
-        found = [
-            (network.prefixlen, till)
-            for till in self._claimants(where)
-            for network in till.device.connection.allow
-            if address in network
-        ]
-        if not found:
-            self.context.rejected(
-                "unknown_peer",
-                f"{peer} is no till's address: add it to allow, or look who connects",
-                peer=peer,
-                where=where,
-            )
-            return None
-        best = max(length for length, _ in found)
-        tills = {till.id: till for length, till in found if length == best}
-        if len(tills) > 1:
-            self.context.rejected(
-                "ambiguous",
-                f"{peer} may be any of {', '.join(sorted(tills))}: give each its own address in allow",
-                peer=peer,
-            )
-        return tills[min(tills)]
-
-
-async def _served(till: _Till, link: Link) -> None:
-    # A till that goes away in the middle has said nothing wrong: what is open waits for it.
-    with contextlib.suppress(OSError):
-        await till.serve(link)
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def probe(device: Device, secret: Callable[[SecretRef], Any]) -> str | None:
-    """Try the connection to a till that the gateway makes: what is wrong with it, or None.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Try the connection to a till that the gateway makes.
 
     Whether a till that sends by itself can reach the gateway cannot be told from here."""
     connection = device.connection
-    if connection.connect is None and connection.serial is None:
-        return None
+    if connection.listen is not None:
+        return Waits((Port("tcp", connection.listen),))
+    if connection.udp is not None:
+        return Waits((Port("udp", connection.udp),))
     try:
         link = await (open_tcp(connection.connect) if connection.connect else open_serial(connection))
     except (OSError, ValueError) as error:

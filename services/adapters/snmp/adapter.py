@@ -44,7 +44,7 @@ from services.adapters.snmp.usm import NotGenuine, User
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.dialect import Result
 from shared.events import utcnow
-from shared.model import SecretStr
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
 from shared.secrets import MissingSecret
 from shared.site import SecretRef
 
@@ -75,7 +75,7 @@ class Refused(Exception):
         """What a Report tells the sender of it (usmStats); 0 for nothing."""
 
 
-def credentials_of(device: Device, secret: Callable[[SecretRef], SecretStr]) -> bytes | User:
+def credentials_of(device: Device, secret: Secret) -> bytes | User:
     """The community, or the user. Raises `MissingSecret`, ValueError."""
     credentials = device.credentials
 
@@ -104,8 +104,8 @@ def _agent(device: Device, credentials: bytes | User, poll: Poll, clocks: Clocks
     )  # fmt: skip
 
 
-async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str | None:
-    """Ask the device: what is wrong and what to do about it, or None if all is well.
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Ask the device, if it has an address.
 
     A device that is only listened to need have no agent: of a v3 one that has, the engine id is compared.
     """
@@ -113,8 +113,10 @@ async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str
         credentials = credentials_of(device, secret)
     except ValueError as error:
         return f"{error}: SNMPv3 wants longer ones"
+    settings: Settings = around.settings or Settings()
+    waits = Waits((Port("udp", settings.listen),))
     if device.address is None:
-        return None
+        return waits
     poll = device.poll
     agent = _agent(device, credentials, poll or Poll(timeout=1.0, retries=1))
     try:
@@ -123,7 +125,8 @@ async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str
                 if isinstance(credentials, User) and device.engine_id:
                     with contextlib.suppress(NoAnswer):
                         await agent.discover()
-                return None
+                        return replace(waits, tried=True)
+                return waits
             await agent.get((_SYS_UPTIME,))
             found = False
             for asked in codec.Decoder("probe", device, "UTC").polls:
@@ -137,7 +140,7 @@ async def probe(device: Device, secret: Callable[[SecretRef], SecretStr]) -> str
                 )
     except Trouble as error:
         return str(error)
-    return None
+    return replace(waits, tried=True)
 
 
 class Peer:
@@ -261,7 +264,6 @@ class Adapter(shared.adapter.Adapter):
                 before.changed.set()
         for gone in old.values():
             gone.changed.set()
-            self.context.remember(f"engines/{gone.id}", None)
         self._communities, self._users = {}, {}
         for peer in self._peers.values():
             if isinstance(peer.credentials, bytes):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_network
-from pathlib import PurePath
 from typing import Annotated, Literal
 
 from services.adapters.snmp import codec
-from shared import dialect, site
+from shared import site
 from shared.dialect import Point
-from shared.events import Kind, Slug
-from shared.model import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
-from shared.site import Duration, Model, SecretRef, did_you_mean, mistake
+from shared.dialect.naming import NamedContact, check_options, check_sensors, chosen
+from shared.events import Slug
+from shared.model import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
+from shared.site import Duration, Model, SecretRef, mistake
 
 
 def _listen(text: str) -> str:
@@ -141,34 +141,19 @@ class Poll(Model):
     )
 
 
-class Sensor(site.Sensor):
+class Sensor(NamedContact):
     """One thing that the device monitors. How the vendor numbers it is said in the fields that the
     device's profile declares (`input: 3`); other keys are mistakes."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, str | int] = Field(init=False)
 
     reading: codec.Reading | None = Field(
         default=None,
         description="How it is read, if the profile does not know it, as {trap: 1.3.6.1.4.1.99999.0.1, "
         "clear: 1.3.6.1.4.1.99999.0.2}, or {object: 1.3.6.1.4.1.99999.1.7.0, active: 2, normal: 1}.",
     )
-    kinds: dict[Kind, Kind | None] = Field(
-        default={},
-        description="Kinds that mean another here, as {sensor.event: motion.detected}; null leaves one out.",
-    )
-    inverted: bool = Field(
-        default=False, description="Its contact is wired the other way round: what says active means normal."
-    )
     first: bool = Field(
         default=False,
         description="Report the first state that is ever polled of it too, unless it means that all is well.",
     )
-
-    @property
-    def address(self) -> dict[str, str]:
-        """How the vendor names it."""
-        return {name: str(value) for name, value in (self.__pydantic_extra__ or {}).items()}
 
     def point(self, sensor_id: str) -> Point:
         """The sensor as the dialect engine sees it. One with a reading is found by its own id."""
@@ -246,30 +231,13 @@ class Device(site.Device):
             raise mistake("an engine id is one of version 3", "take it out, or give the device a user")
         if self.poll is not None and self.address is None:
             raise mistake("a device that is polled needs an address", "add address")
-        try:
-            language = codec.profile(self.profile)
-        except dialect.ProfileError as error:
-            first = error.mistakes[0]
-            place = f" (line {first.line}, {first.where})" if PurePath(self.profile).suffix else ""
-            raise mistake(f'profile "{self.profile[:64]}"{place}: {first.problem}', first.remedy) from None
-        known = language.profile.options
-        for name in self.options:
-            if name not in known:
-                raise mistake(
-                    f'profile "{self.profile}" has no option "{name[:64]}"',
-                    did_you_mean(name, known, f"it has {', '.join(known) or 'none'}"),
-                )
+        language = chosen(codec.profile, self.profile)
+        check_options(self.profile, language.profile.options, self.options)
+        check_sensors(language, self.sensors)
         readings = {}
         for sensor_id, sensor in self.sensors.items():
             if sensor.reading is not None:
                 readings[sensor_id] = sensor.reading
-                if not sensor.address:
-                    continue
-            for problem in language.problems(sensor.address):
-                raise mistake(
-                    f'sensor "{sensor_id}": {problem.problem}',
-                    did_you_mean(problem.field, Sensor.model_fields, problem.remedy),
-                )
             if sensor.reading is None and not sensor.address:
                 raise mistake(
                     f'sensor "{sensor_id}" does not say which one it is',

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hmac import compare_digest
@@ -32,6 +31,7 @@ from services.adapters.snmp.messages import (
     Secured,
 )
 from services.adapters.snmp.usm import NotGenuine, User
+from shared.reaching import unreached
 
 _ROWS = 1000
 """Most rows of a table that are read."""
@@ -102,10 +102,10 @@ class Agent:
             self._transport, _ = await loop.create_datagram_endpoint(
                 lambda: _Answers(self._answers), remote_addr=self._where
             )
-        except socket.gaierror:
-            raise Trouble(f"the name {self._where[0]} is not known: check the address and DNS") from None
         except OSError as error:
-            raise Trouble(f"there is no way to {self._where[0]}: {error.strerror}") from None
+            host, port = self._where
+            said = unreached(error, f"{host}:{port}") or f"{host} cannot be reached: {error.strerror}"
+            raise Trouble(said) from None
         try:
             yield self
         finally:

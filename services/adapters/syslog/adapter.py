@@ -11,26 +11,30 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import blake2b
 from ipaddress import ip_address
-from pathlib import Path
 from typing import NamedTuple
 
 import shared.adapter
 from services.adapters.syslog import wire
 from services.adapters.syslog.codec import Decoder
-from services.adapters.syslog.config import Certificate, Device, Settings, Tls, Transport
-from services.adapters.syslog.listener import LOST, Arrival, Listener, Sender, load_certificates
+from services.adapters.syslog.config import Certificate, Device, Settings, Transport
+from services.adapters.syslog.listener import LOST, Arrival, Listener, Sender
 from services.adapters.syslog.wire import Message
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.dialect import Result
 from shared.events import Kind
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
+from shared.tls import keep_fresh, problem
 
 _log = logging.getLogger(__name__)
 _KNOWN = 4_096
 _LAST = 1_024
 _FULL_PAUSE = 1.0
 """Seconds between two tries to store what the store had no room for."""
-_TLS_LOOK = 30.0
-"""Seconds between two looks at the certificate files."""
+
+_NO_CLIENT_CA = (
+    "it must show a certificate, and there is no CA to check it by: give "
+    "adapters: {syslog: {tls: {client_ca: …}}}; it is refused until then"
+)
 
 _STATES: dict[Kind, dict[str, bool]] = {
     Kind.DEVICE_TAMPER: {"tamper": True},
@@ -169,7 +173,7 @@ class Adapter(shared.adapter.Adapter):
                 settings = worked
                 continue
             worked, self._listener = settings, listener
-            keeper = asyncio.create_task(self._keep_fresh(listener, settings.tls))
+            keeper = asyncio.create_task(keep_fresh(listener.tls, settings.tls, self._stale))
             try:
                 asked = self._settings()
                 while self._settings() == asked:
@@ -191,21 +195,8 @@ class Adapter(shared.adapter.Adapter):
         tell = self.context.missed if reason == LOST else self.context.rejected
         tell(reason, message, address=address)
 
-    async def _keep_fresh(self, listener: Listener, tls: Tls | None) -> None:
-        """Read the certificates again when their files change: new connections get the new ones."""
-        if tls is None or listener.tls is None:
-            return
-        files = [file for file in (tls.certificate, tls.key, tls.client_ca) if file is not None]
-        known = _marks(files)
-        while True:
-            await asyncio.sleep(_TLS_LOOK)
-            try:
-                marks = _marks(files)
-                if marks != known:
-                    load_certificates(listener.tls, tls)
-                known = marks
-            except OSError as error:
-                self.context.rejected("certificate_file", f"the old certificate stays in use: {error}")
+    def _stale(self, error: OSError) -> None:
+        self.context.rejected("certificate_file", f"the old certificate stays in use: {error}")
 
     # ── which device ─────────────────────────────────────────────────────────────────────────────
 
@@ -235,8 +226,7 @@ class Adapter(shared.adapter.Adapter):
             if device.certificate is not None and (tls is None or tls.client_ca is None):
                 self.context.rejected(
                     "no_client_ca",
-                    "it must show a certificate, and there is no CA to check it by: give "
-                    "adapters: {syslog: {tls: {client_ca: …}}}; it is refused until then",
+                    _NO_CLIENT_CA,
                     device=source.id,
                 )
             key = (device.certificate, device.hostname, frozenset(device.address))
@@ -443,6 +433,27 @@ class Adapter(shared.adapter.Adapter):
                 self.context.lost(device_id, "its connection ended")
 
 
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Whether the adapter offers a way on which it is believed, and its certificate is one and valid. The
+    device comes by itself."""
+    settings: Settings = around.settings or Settings()
+    offered = {"udp": settings.udp, "tcp": settings.tcp, "tls": settings.tls and settings.tls.listen}
+    if device.certificate is not None and (settings.tls is None or settings.tls.client_ca is None):
+        return _NO_CLIENT_CA
+    ways = ["tls"] if device.certificate is not None else device.transports
+    ports = tuple(
+        Port("udp" if way == "udp" else "tcp", address) for way in ways if (address := offered[way])
+    )
+    if not ports:
+        return (
+            f"it is believed over {' and '.join(ways)} only, which the adapter does not offer: set "
+            f"adapters: {{syslog: {{{ways[0]}: …}}}}"
+        )
+    if settings.tls is not None and "tls" in ways and (wrong := problem(settings.tls)):
+        return f"the listener's {wrong}"
+    return Waits(ports)
+
+
 class _Memory:
     """What was committed, and what messages of the same batch are about to."""
 
@@ -452,7 +463,3 @@ class _Memory:
 
     def recall(self, key: str) -> str | None:
         return self._fresh[key] if key in self._fresh else self._context.recall(key)
-
-
-def _marks(files: Sequence[Path]) -> list[tuple[int, int, int]]:
-    return [(about.st_mtime_ns, about.st_ino, about.st_size) for about in (file.stat() for file in files)]

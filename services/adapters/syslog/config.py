@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import shared.site
+import shared.tls
 from services.adapters.syslog import codec
 from shared import dialect
 from shared.dialect import Point
+from shared.dialect.naming import NamedContact, check_options, check_sensors, chosen
 from shared.events import Kind, Slug
 from shared.model import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     StringConstraints,
     model_validator,
 )
-from shared.site import Duration, Model, did_you_mean, mistake
+from shared.site import Duration, Model, mistake
 
 Network = IPv4Network | IPv6Network
 Transport = Literal["udp", "tcp", "tls"]
@@ -71,26 +71,10 @@ def _listen(text: str) -> str:
 Listen = Annotated[str, StringConstraints(max_length=64), AfterValidator(_listen)]
 
 
-class Tls(Model):
+class Tls(shared.tls.Tls):
     """Syslog over TLS (RFC 5425). The files are read again when they change."""
 
     listen: Listen = Field(default="0.0.0.0:6514", description="Address and port to listen on.")
-    certificate: Path = Field(description="File of the certificate and its chain (PEM).")
-    key: Path = Field(description="File of its private key (PEM), unencrypted.")
-    client_ca: Path | None = Field(
-        default=None,
-        description="File of the CA certificates that clients' certificates must come from (PEM).",
-    )
-    client_required: bool = Field(
-        default=False, description="Refuse clients without a certificate before they can send anything."
-    )
-    minimum: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest version of TLS.")
-
-    @model_validator(mode="after")
-    def _with_ca(self) -> Tls:
-        if self.client_required and self.client_ca is None:
-            raise mistake("client certificates cannot be required without a CA", "give client_ca")
-        return self
 
 
 class Settings(shared.site.Settings):
@@ -146,12 +130,9 @@ class Certificate(Model):
         return self
 
 
-class Sensor(shared.site.Sensor):
+class Sensor(NamedContact):
     """One thing that the device tells of: a port, an input, a door. How the device names it is said in the
     fields that its profile declares (`port: ether5`); other keys are mistakes."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, str | int] = Field(init=False)
 
     reading: codec.Reading | None = Field(
         default=None,
@@ -162,19 +143,6 @@ class Sensor(shared.site.Sensor):
         default={},
         description="Kinds that mean another here, as {device.offline: device.tamper}; null leaves one out.",
     )
-    inverted: bool = Field(
-        default=False, description="Its contact is wired the other way round: what says active means normal."
-    )
-    first: bool = Field(
-        default=False,
-        description="Of a state that repeats: report the first that is ever seen too, unless it means that "
-        "all is well.",
-    )
-
-    @property
-    def address(self) -> dict[str, str]:
-        """How the device names it."""
-        return {name: str(value) for name, value in (self.__pydantic_extra__ or {}).items()}
 
     def point(self, sensor_id: str) -> Point:
         """The sensor as the dialect engine sees it. One with a reading is found by its own id."""
@@ -248,25 +216,7 @@ class Device(shared.site.Device):
             )
         if self.certificate is not None and "tls" not in self.transports:
             raise mistake("a certificate needs TLS", "take transports out, or let it hold tls")
-        try:
-            language = self._language = codec.profile(self.profile)
-        except dialect.ProfileError as error:
-            first = error.mistakes[0]
-            place = f" (line {first.line}, {first.where})" if PurePath(self.profile).suffix else ""
-            raise mistake(f'profile "{self.profile[:64]}"{place}: {first.problem}', first.remedy) from None
-        for name in self.options:
-            if name not in language.profile.options:
-                known = language.profile.options
-                raise mistake(
-                    f'profile "{self.profile}" has no option "{name[:64]}"',
-                    did_you_mean(name, known, f"it has {', '.join(known) or 'none'}"),
-                )
-        for sensor_id, sensor in self.sensors.items():
-            if sensor.reading is not None and not sensor.address:
-                continue
-            for problem in language.problems(sensor.address):
-                raise mistake(
-                    f'sensor "{sensor_id}": {problem.problem}',
-                    did_you_mean(problem.field, Sensor.model_fields, problem.remedy),
-                )
+        language = self._language = chosen(codec.profile, self.profile)
+        check_options(self.profile, language.profile.options, self.options)
+        check_sensors(language, self.sensors)
         return self

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from services.adapters.syslog.config import Settings, Tls, Transport, host_and_port
+from services.adapters.syslog.config import Settings, Transport, host_and_port
 from services.adapters.syslog.wire import BadFraming, Frame, Splitter
 from shared.events import utcnow
+from shared.tls import server_context
 
 _log = logging.getLogger(__name__)
 _CHUNK = 16_384
@@ -82,31 +83,6 @@ Reject = Callable[[str, str, str], None]
 """Reason (a constant), message, and the sender's address."""
 
 
-def tls_context(tls: Tls) -> ssl.SSLContext:
-    """Raises OSError, with the files' names, if they are not what they should be."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimum == "1.3" else ssl.TLSVersion.TLSv1_2
-    load_certificates(context, tls)
-    if tls.client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED if tls.client_required else ssl.CERT_OPTIONAL
-    return context
-
-
-def load_certificates(context: ssl.SSLContext, tls: Tls) -> None:
-    """Reads the files, also again. Raises OSError as `tls_context` does."""
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-    except OSError as error:
-        raise OSError(
-            f"certificate {tls.certificate} with key {tls.key}: {error.strerror or error}"
-        ) from None
-    if tls.client_ca is not None:
-        try:
-            context.load_verify_locations(tls.client_ca)
-        except OSError as error:
-            raise OSError(f"client CA {tls.client_ca}: {error.strerror or error}") from None
-
-
 class Listener:
     """An async context manager: listens from enter to exit. Raises OSError if it cannot."""
 
@@ -128,7 +104,7 @@ class Listener:
         settings = self._settings
         try:
             if settings.tls is not None:
-                self.tls = tls_context(settings.tls)
+                self.tls = server_context(settings.tls)
                 self._listen("tls", settings.tls.listen, self.tls)
             if settings.tcp is not None:
                 self._listen("tcp", settings.tcp, None)

@@ -16,33 +16,57 @@ import ssl
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from functools import lru_cache
 from http import HTTPStatus
-from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from services.adapters.webhook import codec
-from services.adapters.webhook.authenticity import STALE, Check, certificate_matches, check
-from services.adapters.webhook.config import Asked, Device, Hmac, Network, Reply, Settings, Tls
+from services.adapters.webhook.authenticity import (
+    MALFORMED,
+    MISSING,
+    STALE,
+    WRONG,
+    Check,
+    certificate_matches,
+    check,
+)
+from services.adapters.webhook.config import Asked, Device, Hmac, Network, Reply, Settings
 from services.adapters.webhook.server import JSON, TEXT, Answer, Bounds, Request, Server
 from shared.adapter import Adapter as BaseAdapter
 from shared.adapter import Context, Emit, Report, StoreFull
 from shared.dialect import Message, Reader, Result, Unreadable
+from shared.probing import ALONE, Around, Found, Port, Secret, Waits
 from shared.secrets import MissingSecret
+from shared.tls import keep_fresh, problem, server_context
 
 _log = logging.getLogger("tocsin.webhook")
 
 _STRANGERS = 4_096
-_TLS_LOOK = 30.0
-"""Seconds between two looks at the certificate files."""
 _TYPES = {"json": JSON, "text": TEXT, "xml": b"application/xml"}
 
 _NOT_FOUND = Answer(HTTPStatus.NOT_FOUND)
 _BAD_TOO_OFTEN = Answer(HTTPStatus.TOO_MANY_REQUESTS, headers=((b"retry-after", b"10"),))
 _FULL = Answer(HTTPStatus.SERVICE_UNAVAILABLE, headers=((b"retry-after", b"5"),))
 _NOT_ENCODED = Answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, headers=((b"accept-encoding", b"identity"),))
+
+
+_WHY = {
+    MISSING: "it has no signature or token where its profile wants one",
+    MALFORMED: "its signature or token is not of the form that its profile wants",
+    WRONG: "its signature or token is wrong: compare the secret with the vendor's (and public_url), and see "
+    "that no proxy changes the body",
+    STALE: "its signature is too old or from the future: is its clock, or this one, wrong?",
+    "address_not_allowed": "its address is not in `allow`",
+    "certificate_wrong": "it shows no client certificate, or another one",
+    "wrong_method": "its method, path or query is none that its profile knows",
+}
+
+_NO_CLIENT_CA = (
+    "it must show a client certificate, and the listener has no CA to check it by: give "
+    "adapters: {webhook: {tls: {client_ca: …}}}; it is refused until then"
+)
 
 
 class _Bucket:
@@ -108,7 +132,7 @@ class _Hook:
         self.body_bytes = device.body_bytes or said.body_bytes or settings.limits.body_bytes
         rate = device.rate or settings.limits.rate
         self.bucket = _Bucket(rate, max(10.0, 5 * rate))
-        checks = self._checks(context)
+        checks = _checks(device, context.secret)
         # A challenge comes before there is any proof, so where one may come all waits for the body.
         self.early = [] if said.handshakes else [each for each in checks if not each.needs_body]
         self.late = [each for each in checks if each not in self.early]
@@ -140,20 +164,6 @@ class _Hook:
             headers=((b"allow", b", ".join(dict.fromkeys(method for _, method, _ in self.asked))),),
         )
 
-    def _checks(self, context: Context) -> list[Check]:
-        credentials = {
-            name: context.secret(ref).get_secret_value() for name, ref in self.device.credentials.items()
-        }
-        return [
-            check(
-                scheme,
-                credentials,
-                public_url=self.device.public_url,
-                window=self.device.replay_window,
-            )
-            for scheme in self.device.schemes()
-        ]
-
     def refusal(self) -> Answer:
         """A 401. A digest's challenge is made anew each time."""
         if not self.has_digest:
@@ -175,6 +185,30 @@ class _Hook:
                     continue
             return asked, reply
         return None
+
+
+def _checks(device: Device, secret: Secret) -> list[Check]:
+    """Raises `MissingSecret`, and ValueError for a credential that is not what its scheme wants."""
+    credentials = {name: secret(ref).get_secret_value() for name, ref in device.credentials.items()}
+    return [
+        check(scheme, credentials, public_url=device.public_url, window=device.replay_window)
+        for scheme in device.schemes()
+    ]
+
+
+async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found:
+    """Whether its credentials are what their schemes want, and the listener's certificate is one and valid.
+    The vendor comes by itself."""
+    settings: Settings = around.settings or Settings()
+    try:
+        _checks(device, secret)
+    except ValueError as error:
+        return str(error)
+    if settings.tls is not None and (wrong := problem(settings.tls)):
+        return f"the listener's {wrong}"
+    if device.client_certificate is not None and (settings.tls is None or not settings.tls.client_ca):
+        return _NO_CLIENT_CA
+    return Waits((Port("tcp", settings.listen),))
 
 
 class _Admitted(NamedTuple):
@@ -234,9 +268,9 @@ class Adapter(BaseAdapter):
         self._emit = emit
         self._settings = self.context.settings or Settings()
         self._load()
-        tls = _tls_context(self._settings.tls)
+        tls = server_context(self._settings.tls) if self._settings.tls else None
         self._server = await self._listen(self._settings, tls)
-        keeper = asyncio.create_task(_keep_fresh(tls, self._settings.tls, self.context))
+        keeper = asyncio.create_task(keep_fresh(tls, self._settings.tls, self._stale))
         try:
             while True:
                 await self.context.changed()
@@ -244,7 +278,7 @@ class Adapter(BaseAdapter):
                 if settings != self._settings:
                     keeper.cancel()
                     tls = await self._move(settings, tls)
-                    keeper = asyncio.create_task(_keep_fresh(tls, self._settings.tls, self.context))
+                    keeper = asyncio.create_task(keep_fresh(tls, self._settings.tls, self._stale))
                 self._load()
         finally:
             keeper.cancel()
@@ -259,13 +293,17 @@ class Adapter(BaseAdapter):
         self.port = await server.start(*settings.address, tls)
         return server
 
+    def _stale(self, error: OSError) -> None:
+        message = f"the listener's certificate cannot be read again: {error}"
+        self.context.rejected("certificate", message)
+
     async def _move(self, settings: Settings, tls: ssl.SSLContext | None) -> ssl.SSLContext | None:
         """Take new settings, and listen elsewhere if they say so. Where that cannot be, stay."""
         before, old = self._settings, self._server
         assert old is not None
         if (settings.listen, settings.tls) != (before.listen, before.tls):
             try:
-                new_tls = _tls_context(settings.tls)
+                new_tls = server_context(settings.tls) if settings.tls else None
                 if settings.listen == before.listen:
                     self._server = None
                     await old.stop()
@@ -293,8 +331,7 @@ class Adapter(BaseAdapter):
             if device.client_certificate is not None and (settings.tls is None or not settings.tls.client_ca):
                 self.context.rejected(
                     "no_client_ca",
-                    f"{device_id} must show a client certificate, but the listener has no CA to check it "
-                    "by: give adapters: {webhook: {tls: {client_ca: …}}}; it is refused until then",
+                    f"{device_id}: {_NO_CLIENT_CA}",
                     device=device_id,
                 )
                 continue
@@ -420,11 +457,9 @@ class Adapter(BaseAdapter):
 
     def _unproven(self, hook: _Hook, address: str, reason: str, answer: Answer) -> Answer:
         self._count_failure(address)
-        hint = "; is its clock, or this one, wrong?" if reason == STALE else ""
-        self.context.rejected(
-            reason, f"a request for {hook.id} was refused: {reason.replace('_', ' ')}{hint}",
-            device=hook.id, peer=address,
-        )  # fmt: skip
+        said = _WHY.get(reason, reason.replace("_", " "))
+        message = f"a request for {hook.id} was refused: {said}"
+        self.context.rejected(reason, message, device=hook.id, peer=address)
         return answer
 
     def _may_be_handshake(self, hook: _Hook, request: Request) -> bool:
@@ -575,55 +610,6 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _tls_context(tls: Tls | None) -> ssl.SSLContext | None:
-    """Raises OSError, with the files' names, if they are not what they should be."""
-    if tls is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimum == "1.3" else ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-    except OSError as error:
-        raise OSError(
-            f"certificate {tls.certificate} with key {tls.key}: {error.strerror or error}"
-        ) from None
-    if tls.client_ca is not None:
-        try:
-            context.load_verify_locations(tls.client_ca)
-        except OSError as error:
-            raise OSError(f"client CA {tls.client_ca}: {error.strerror or error}") from None
-        context.verify_mode = ssl.CERT_REQUIRED if tls.client_required else ssl.CERT_OPTIONAL
-    return context
-
-
-def _marks(files: Mapping[str, Path | None]) -> tuple[object, ...]:
-    marks = []
-    for file in files.values():
-        if file is not None:
-            about = file.stat()
-            marks.append((about.st_mtime_ns, about.st_ino, about.st_size))
-    return tuple(marks)
-
-
-async def _keep_fresh(context: ssl.SSLContext | None, tls: Tls | None, house: Context) -> None:
-    """Read the listener's certificate again when its files change: new connections get the new one."""
-    if context is None or tls is None:
-        return
-    files = {"certificate": tls.certificate, "key": tls.key, "client_ca": tls.client_ca}
-    known: tuple[object, ...] = ()
-    while True:
-        try:
-            marks = _marks(files)
-            if known and marks != known:
-                context.load_cert_chain(tls.certificate, tls.key)
-                if tls.client_ca is not None:
-                    context.load_verify_locations(tls.client_ca)
-            known = marks
-        except OSError as error:
-            house.rejected("certificate", f"the listener's certificate cannot be read again: {error}")
-        await asyncio.sleep(_TLS_LOOK)
 
 
 def _identify(reports: list[Report], signature: str) -> None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 
+import shared.tls
 from shared import dialect, site
-from shared.events import Kind, Slug
+from shared.dialect.naming import NamedSensor, check_options, check_sensors, chosen
+from shared.events import Slug
 from shared.model import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     StringConstraints,
@@ -345,24 +345,11 @@ def profile(name: str) -> dialect.Dialect[Profile]:
 # ── The site file ────────────────────────────────────────────────────────────────────────────────
 
 
-class Sensor(site.Sensor):
+class Sensor(NamedSensor):
     """A point of a device: a door, a till, a camera. How the vendor names it is said in the fields
     that the device's profile declares (`door: 4`); other keys are mistakes."""
 
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, str | int] = Field(init=False)
-
-    kinds: dict[Kind, Kind | None] = Field(
-        default={},
-        description="Kinds that mean another here, as {sensor.event: access.forced_open} for a door that "
-        "nobody may open; null leaves a kind out.",
-    )
     inverted: bool = Field(default=False, description="Its contact is wired the other way round.")
-
-    @property
-    def address(self) -> dict[str, str]:
-        """How the vendor names it."""
-        return {name: str(value) for name, value in (self.__pydantic_extra__ or {}).items()}
 
     def point(self, sensor_id: str, said: Profile) -> dialect.Point:
         """As its profile's rules look for it. A field named `sensor` is by default its id."""
@@ -437,31 +424,12 @@ class Device(site.Device):
         """Its profile, compiled."""
         return self._language
 
-    @field_validator("profile")
-    @classmethod
-    def _there(cls, name: str) -> str:
-        try:
-            profile(name)
-        except dialect.ProfileError as error:
-            first = error.mistakes[0]
-            raise mistake(
-                f'profile "{name[:64]}", line {first.line}: {first.problem}', first.remedy
-            ) from None
-        return name
-
     @model_validator(mode="after")
     def _whole(self) -> Device:
-        spoken = self._language = profile(self.profile)
+        spoken = self._language = chosen(profile, self.profile)
         said = spoken.profile
-        for sensor_id, sensor in self.sensors.items():
-            for problem in spoken.problems(sensor.address):
-                raise mistake(f'sensor "{sensor_id}": {problem.problem}', problem.remedy)
-        for name in self.options:
-            if name not in said.options:
-                raise mistake(
-                    f'profile "{self.profile}" has no option "{name[:64]}"',
-                    did_you_mean(name, said.options, f"it has {', '.join(said.options) or 'none'}"),
-                )
+        check_options(self.profile, said.options, self.options)
+        check_sensors(spoken, self.sensors)
         if said.serial is not None and self.serial is None:
             raise mistake(
                 f"devices of profile {self.profile} are told apart by their serial number",
@@ -526,25 +494,8 @@ class Device(site.Device):
 # ── The listener ─────────────────────────────────────────────────────────────────────────────────
 
 
-class Tls(Model):
+class Tls(shared.tls.Tls):
     """HTTPS. The files are read again when they change."""
-
-    certificate: Path = Field(description="File of the certificate and its chain (PEM).")
-    key: Path = Field(description="File of its private key (PEM), unencrypted.")
-    client_ca: Path | None = Field(
-        default=None,
-        description="File of the CA certificates that clients' certificates must come from (PEM).",
-    )
-    client_required: bool = Field(
-        default=False, description="Refuse clients without a certificate before they can send anything."
-    )
-    minimum: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest version of TLS.")
-
-    @model_validator(mode="after")
-    def _with_ca(self) -> Tls:
-        if self.client_required and self.client_ca is None:
-            raise mistake("client certificates cannot be required without a CA", "give client_ca")
-        return self
 
 
 class Limits(Model):

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from services.adapters.bacnet import codec
 from services.adapters.bacnet.codec import Confirmed, Stamp
 from services.adapters.bacnet.simulator import Simulator
 from shared.events import Kind
-from tests.adapters.bacnet.house import House, at_work, device, panel, running, secret, settings, until
+from tests.adapters.bacnet.house import (
+    SENSORS,
+    House,
+    at_work,
+    device,
+    panel,
+    running,
+    secret,
+    settings,
+    until,
+)
 
 
 async def test_what_is_subscribed_polled_and_notified_arrives() -> None:
@@ -277,3 +288,24 @@ async def test_hostile_datagrams_cost_nothing_else() -> None:
         await simulator.send("zone", Kind.FIRE_ALARM, "")
     assert house.kinds == [("fire.alarm", "zone")]
     assert set(house.refused) == {"malformed"}
+
+
+async def test_what_left_the_site_file_is_forgotten() -> None:
+    async with at_work() as (house, simulator):
+        await simulator.send("leak", Kind.WATER_LEAK, "")
+        await simulator.send("zone", Kind.FIRE_ALARM, "")
+
+        def left(*words: str) -> list[str]:
+            return [key for key in house.memory if any(word in key for word in words)]
+
+        assert left("binary-input:3", "/leak")
+        assert left("/zone")
+        house.change(devices={"panel": device(simulator.port, sensors=without("leak"))})
+        await until(lambda: not left("binary-input:3", "/leak"))
+        assert left("/zone")
+        house.change(devices={})
+        await until(lambda: not house.memory)
+
+
+def without(name: str) -> dict[str, Any]:
+    return {each: about for each, about in SENSORS.items() if each != name}

@@ -22,6 +22,7 @@ from services.adapters.bacnet.codec import Station, Unconfirmed
 from services.adapters.bacnet.simulator import Simulator
 from shared.events import Kind
 from tests.adapters.bacnet.house import House, device, running, secret, until
+from tests.fakes import wrong
 from tests.peers import clean_environment, npm_package, program, pypi_venv
 
 SCRIPTS = Path(__file__).parent / "peers"
@@ -208,9 +209,9 @@ async def test_another_panels_changes_of_value_are_taken_and_its_values_polled()
 async def test_the_probe_at_another_panel() -> None:
     async with foreign_panel() as (_, panel):
         point = {"type": "smoke", "object": "life-safety-point:7"}
-        assert await probe(device(panel.port, sensors={"a": point}, timezone=None), secret) is None
+        assert wrong(await probe(device(panel.port, sensors={"a": point}, timezone=None), secret)) is None
         missing = {"type": "smoke", "object": "life-safety-point:8"}
-        said = await probe(device(panel.port, sensors={"a": missing}), secret)
+        said = wrong(await probe(device(panel.port, sensors={"a": missing}), secret))
         assert said is not None
         assert "life-safety-point:8 cannot be read (error object: unknown-object)" in said
 

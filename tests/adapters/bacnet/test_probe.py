@@ -13,18 +13,20 @@ from services.adapters.bacnet.adapter import probe
 from services.adapters.bacnet.codec import Apdu, Confirmed, ObjectId, Packet, Station, Unconfirmed
 from services.adapters.bacnet.config import Device
 from services.adapters.bacnet.link import Link, Refused
+from shared.probing import Port, Waits
 from tests.adapters.bacnet.house import House, device, panel, running, secret
+from tests.fakes import wrong
 
 
 async def said(about: Device) -> str:
-    words = await probe(about, secret)
+    words = wrong(await probe(about, secret))
     assert words is not None
     return words
 
 
 async def test_all_is_well() -> None:
     async with panel() as (_, there):
-        assert await probe(device(there.port), secret) is None
+        assert await probe(device(there.port), secret) == Waits((Port("udp", "0.0.0.0:47808"),), tried=True)
 
 
 async def test_what_can_be_wrong() -> None:
@@ -39,7 +41,9 @@ async def test_what_can_be_wrong() -> None:
     assert f"nothing answers at 127.0.0.1 port {port} (UDP)" in await said(device(port, **quick))
     behind = await said(device(port, network=5, mac="0c", **quick))
     assert "no answer from network 5 address 0c by way of 127.0.0.1" in behind
-    assert "is not known here" in await said(device(1).model_copy(update={"address": "no-such-host.invalid"}))
+    assert "no-such-host.invalid cannot be resolved" in await said(
+        device(1).model_copy(update={"address": "no-such-host.invalid"})
+    )
 
 
 async def test_a_wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import pty
 import socket
@@ -15,8 +14,7 @@ import pytest
 
 from services.adapters.espa.adapter import probe
 from services.adapters.espa.codec import ACK, ENQ, EOT, NAK
-from services.adapters.espa.config import Connection
-from services.adapters.espa.lines import explained
+from shared.probing import Waits
 from tests.adapters.espa.house import (
     FIRE,
     LISTEN,
@@ -98,7 +96,7 @@ async def test_a_code_that_breaks_does_not_end_the_line(monkeypatch: pytest.Monk
         raise RuntimeError("broken")
 
     async with running(house) as adapter, panel(adapter) as other:
-        monkeypatch.setattr(adapter._panels["panel0"], "_emit", broken)
+        monkeypatch.setattr(adapter._stations["panel0"], "_emit", broken)
         assert await other.transact(FIRE) == b"2" + bytes([NAK])
         monkeypatch.undo()
         assert await other.transact(FIRE) == OK
@@ -228,7 +226,7 @@ async def test_changes_of_sensors_need_no_new_connection() -> None:
     async with running(house) as adapter, panel(adapter) as other:
         await other.transact(FIRE)
         house.change(devices={"panel0": device(sensors={"other": SENSORS["smoke"]})})
-        await until(lambda: "other" in adapter._panels["panel0"].device.sensors)
+        await until(lambda: "other" in adapter._stations["panel0"].device.sensors)
         await other.transact(FIRE)
     assert [sensor for _, sensor in house.kinds] == ["smoke", "other"]
 
@@ -237,18 +235,18 @@ async def test_a_new_address_ends_the_connection_of_that_panel_only() -> None:
     second = {"listen": "127.0.0.2:0", "allow": ["127.0.0.0/8"]}
     house = House(device(), device(second))
     async with running(house) as adapter:
-        one = Panel(*await asyncio.open_connection("127.0.0.1", adapter.ports["127.0.0.1:0"]))
-        two = Panel(*await asyncio.open_connection("127.0.0.2", adapter.ports["127.0.0.2:0"]))
+        one = Panel(*await asyncio.open_connection("127.0.0.1", adapter.ports["tcp 127.0.0.1:0"]))
+        two = Panel(*await asyncio.open_connection("127.0.0.2", adapter.ports["tcp 127.0.0.2:0"]))
         await one.transact(FIRE)
         await two.transact(FIRE)
         house.change(devices={"panel0": device(), "panel1": device(second, address=5)})
         with contextlib.suppress(ConnectionError):
             assert await two.reader.read() == b""
         assert await one.transact(FIRE) == OK
-        two = Panel(*await asyncio.open_connection("127.0.0.2", adapter.ports["127.0.0.2:0"]))
+        two = Panel(*await asyncio.open_connection("127.0.0.2", adapter.ports["tcp 127.0.0.2:0"]))
         assert await two.select(address="5") == OK
         house.change(devices={"panel0": device()})
-        await until(lambda: set(adapter.ports) == {"127.0.0.1:0"})
+        await until(lambda: set(adapter.ports) == {"tcp 127.0.0.1:0"})
         await until(lambda: set(house.memory) == {"last/panel0"})
         for each in (one, two):
             each.writer.close()
@@ -301,7 +299,7 @@ async def test_polling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_it_connects_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.adapters.espa.adapter._SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr("shared.stations._SHORTEST_PAUSE", 0.01)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         where = taken.getsockname()[1]
@@ -317,11 +315,11 @@ async def test_it_connects_again_and_again(monkeypatch: pytest.MonkeyPatch) -> N
                 other.writer.transport.abort()
             (await calls.get()).writer.close()
     assert len(house.reports) == 4
-    assert "refuses the connection" in house.losses[0][1]
+    assert "nothing listens at" in house.losses[0][1]
 
 
 async def test_a_serial_line_that_goes_and_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.adapters.espa.adapter._SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr("shared.stations._SHORTEST_PAUSE", 0.01)
     tty = tmp_path / "tty"
     house = House(device({"serial": str(tty)}))
     async with running(house):
@@ -347,7 +345,7 @@ async def test_a_serial_line_that_goes_and_comes(tmp_path: Path, monkeypatch: py
 async def test_a_port_that_is_taken_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from services.adapters.espa.adapter import Adapter  # noqa: PLC0415
 
-    monkeypatch.setattr("services.adapters.espa.adapter._SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr("shared.stations._SHORTEST_PAUSE", 0.01)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -362,37 +360,8 @@ async def test_a_port_that_is_taken_is_told_and_tried_again(monkeypatch: pytest.
         await asyncio.gather(task, return_exceptions=True)
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (ConnectionRefusedError(), "raw TCP server mode"),
-        (TimeoutError(), "does not answer"),
-        (socket.gaierror(), "no host of the name"),
-        (OSError(errno.EHOSTUNREACH, ""), "no route"),
-        (ConnectionResetError(), "allow only one"),
-        (OSError(errno.EADDRINUSE, ""), "another program"),
-        (OSError(errno.EPIPE, "Broken pipe"), "Broken pipe"),
-    ],
-)
-def test_what_is_wrong_with_an_address(error: OSError, words: str) -> None:
-    assert words in explained(error, Connection(connect="10.0.7.41:4001"))
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (errno.ENOENT, "plugged in"),
-        (errno.EACCES, "dialout"),
-        (errno.EBUSY, "another program"),
-        (errno.EIO, "pulled"),
-    ],
-)
-def test_what_is_wrong_with_a_serial_port(number: int, words: str) -> None:
-    assert words in explained(OSError(number, ""), Connection(serial="/dev/ttyUSB0"))
-
-
 async def test_probe(tmp_path: Path) -> None:
-    assert await probe(device(), secret) is None
+    assert isinstance(await probe(device(), secret), Waits)
     assert "no serial port" in str(await probe(device({"serial": str(tmp_path / "none")}), secret))
     server = await asyncio.start_server(lambda reader, writer: writer.write(bytes([EOT])), "127.0.0.1", 0)
     where = server.sockets[0].getsockname()[1]

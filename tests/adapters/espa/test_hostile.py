@@ -39,9 +39,9 @@ async def test_a_flood_of_rubbish_harms_no_other() -> None:
     other_line = {"listen": "127.0.0.2:0", "allow": ["127.0.0.0/8"]}
     house = House(bad=device(), good=device(other_line))
     async with running(house) as adapter:
-        _, writer = await asyncio.open_connection("127.0.0.1", adapter.ports["127.0.0.1:0"])
+        _, writer = await asyncio.open_connection("127.0.0.1", adapter.ports["tcp 127.0.0.1:0"])
         writer.write(random.Random(1).randbytes(200_000))
-        good = Panel(*await asyncio.open_connection("127.0.0.2", adapter.ports["127.0.0.2:0"]))
+        good = Panel(*await asyncio.open_connection("127.0.0.2", adapter.ports["tcp 127.0.0.2:0"]))
         assert await good.transact(FIRE) == bytes([ACK])
         good.writer.close()
         writer.transport.abort()

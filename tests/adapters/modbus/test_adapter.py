@@ -122,7 +122,8 @@ async def test_gone_and_back() -> None:
             await until(lambda: gateway.losses)
             assert gateway.losses[0] == (
                 "panel",
-                f"nothing listens at 127.0.0.1:{port}: look at the address, and whether Modbus is on there",
+                f"nothing listens at 127.0.0.1:{port}: "
+                "look at the address and port, and whether Modbus is on there",
             )
             async with simulated(told, port=port) as (back, _):
                 back.write(Table.DISCRETE, 3, 1)
@@ -229,8 +230,8 @@ async def test_devices_come_and_go_and_the_others_stay_connected() -> None:
             await until(lambda: not two._open)
             await gateway.polled()
             assert next(iter(one._open)) is before
-        assert [key for key in gateway.memory if key.startswith("two/")] == []
-        assert [key for key in gateway.memory if key.startswith("one/")] != []
+            await until(lambda: not [key for key in gateway.memory if key.startswith("state/two/")])
+        assert [key for key in gateway.memory if key.startswith("state/one/")] != []
 
 
 async def test_devices_at_one_address_share_the_connection() -> None:

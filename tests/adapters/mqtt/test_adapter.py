@@ -28,6 +28,7 @@ from tests.adapters.mqtt.room import (
     running,
     secured,
 )
+from tests.fakes import wrong
 
 PROFILE = str(Path(__file__).parent / "chime.yaml")
 SENSORS = {"leak": {"type": "water_leak", "device": "cellar"}, "bell": {"type": "ai", "device": "door"}}
@@ -595,7 +596,7 @@ async def test_a_probe_says_what_is_wrong_and_disturbs_nobody(
         await nothing_happens(lambda: len(gateway.alive) == 1)
 
     async def said(device: dict[str, Any]) -> str:
-        problem = await probe(parsed(device), secret)
+        problem = wrong(await probe(parsed(device), secret))
         assert problem is not None
         assert "wrong" not in problem
         return problem

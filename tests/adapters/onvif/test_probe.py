@@ -16,11 +16,11 @@ from services.adapters.onvif.listener import Answer, Listener, Request
 from services.broker import free_port
 from shared.events import Kind
 from tests.adapters.onvif.house import HOST, PASSWORD, device, marked, simulator, until, world
-from tests.fakes import FakeContext, running
+from tests.fakes import FakeContext, running, wrong
 
 
 async def said(context: FakeContext) -> str | None:
-    return await probe(context.devices["camera"], context.secret)
+    return wrong(await probe(context.devices["camera"], context.secret))
 
 
 async def test_all_is_well_and_nothing_is_left_behind() -> None:

@@ -22,6 +22,11 @@ async function main() {
     connectionStrategy: { maxRetry: 1, initialDelay: 50, maxDelay: 100 },
   });
   await client.connect(said.url);
+  if (said.wrong) {
+    await client.createSession({ type: UserTokenType.UserName, userName: said.user, password: said.wrong }).then(
+      () => console.log(JSON.stringify({ failed: null })),
+      (error) => console.log(JSON.stringify({ failed: error.message })));
+  }
   const session = await client.createSession(
     said.user ? { type: UserTokenType.UserName, userName: said.user, password: said.password } : { type: UserTokenType.Anonymous });
   const value = await session.read({ nodeId: said.node, attributeId: AttributeIds.Value });

@@ -17,7 +17,7 @@ from shared.site import load
 from tests import gateway
 from tests.gateway import World
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SITE = """
 site: hq

@@ -16,6 +16,7 @@ import pytest
 
 from services.adapters.opcua.adapter import Adapter, probe
 from services.adapters.opcua.config import Device
+from services.adapters.opcua.simulator import Simulator
 from services.broker import free_port
 from shared.events import Kind
 from tests.adapters.opcua.house import context, device, identity, kinds, simulated, until
@@ -252,51 +253,48 @@ async def _wrong(about: Device, said: FakeContext) -> str | None:
     return await probe(about, context({}, password="wrong", client=said.secrets["client"]).secret)
 
 
-@pytest.mark.parametrize(
-    ("policy", "mode"),
-    [
-        ("none", "None"),
-        ("Aes256Sha256RsaPss", "SignAndEncrypt"),
-    ],
-)
-async def test_a_node_opcua_client_reads_the_simulator(tmp_path: Path, policy: str, mode: str) -> None:
-    port = free_port()
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_node_opcua_client_reads_the_simulator(bms: Simulator, tmp_path: Path) -> None:
+    await _read_by_node(bms, files(tmp_path, "client", "urn:tocsin:gateway"), "None", "None")
+
+
+async def test_a_node_opcua_client_reads_the_simulator_over_a_protected_channel(tmp_path: Path) -> None:
     own, own_key = identity("urn:tocsin:gateway")
-    more: dict[str, Any] = {}
-    server = files(tmp_path, "server", "urn:tocsin:simulator")
-    if policy != "none":
-        more["security"] = {
-            "policy": policy,
-            "mode": mode,
-            "certificate": {"secret": "client"},
-            "server_certificate": server["certificate"],
-        }
-    about = device(port, **more)
+    security = {
+        "policy": "Aes256Sha256RsaPss",
+        "mode": "SignAndEncrypt",
+        "certificate": {"secret": "client"},
+        "server_certificate": files(tmp_path, "server", "urn:tocsin:simulator")["certificate"],
+    }
+    about = device(free_port(), security=security)
     said = context({"bms": about}, client=own + own_key)
-    names = {"none": "None", "Aes256Sha256RsaPss": "Aes256_Sha256_RsaPss"}
+    client = files(tmp_path, "client", "urn:tocsin:gateway")
+    async with simulated(said, about) as simulator:
+        await _read_by_node(simulator, client, "Aes256_Sha256_RsaPss", "SignAndEncrypt")
+
+
+async def _read_by_node(simulator: Simulator, client: dict[str, str], policy: str, mode: str) -> None:
     wanted = {
-        **files(tmp_path, "client", "urn:tocsin:gateway"),
-        "url": f"opc.tcp://127.0.0.1:{port}",
-        "policy": names.get(policy, policy),
+        **client,
+        "url": simulator.device.url,
+        "policy": policy,
         "mode": mode,
         "node": "ns=2;s=Smoke",
         "user": "tocsin",
         "password": "right",
+        "wrong": "wrong",
     }
-    async with simulated(said, about) as simulator:
-        if policy == "none":
-            async with peer("peer_client.cjs", {**wanted, "password": "wrong"}) as client:
-                assert "BadUserAccessDenied" in (await client.line())["failed"]
-        async with peer("peer_client.cjs", wanted) as client:
-            assert await client.until("read") == {"read": False, "status": "Good"}
-            assert (await client.until("refreshed"))["refreshed"] == "Good"
-            await simulator.send("smoke", Kind.SMOKE_DETECTED, "m1")
-            while (await client.until("changed"))["changed"] is not True:
-                pass
-            await simulator.send("fire", Kind.FIRE_ALARM, "m2")
-            event: dict[str, Any] = {}
-            while event.get("ConditionName") is None:
-                event = (await client.until("event"))["event"]
+    async with peer("peer_client.cjs", wanted) as reader:
+        assert "BadUserAccessDenied" in (await reader.until("failed"))["failed"]
+        assert await reader.until("read") == {"read": False, "status": "Good"}
+        assert (await reader.until("refreshed"))["refreshed"] == "Good"
+        await simulator.send("smoke", Kind.SMOKE_DETECTED, "m1")
+        while (await reader.until("changed"))["changed"] is not True:
+            pass
+        await simulator.send("fire", Kind.FIRE_ALARM, "m2")
+        event: dict[str, Any] = {}
+        while event.get("ConditionName") is None:
+            event = (await reader.until("event"))["event"]
     assert event["Message"] == "m2"
     assert event["SourceName"] == "Panel"
     assert event["ActiveState.Id"] is True or event["ActiveState.Id"] == "true"

@@ -16,7 +16,7 @@ from services.broker import free_port
 from shared.events import utcnow
 from tests.adapters.opcua.house import SENSORS, context, device, identity
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def tried(about: Device, **secrets: str) -> str:

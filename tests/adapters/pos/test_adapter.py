@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import pty
 import socket
@@ -14,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.adapters.pos.adapter import probe
-from services.adapters.pos.config import Connection
-from services.adapters.pos.lines import explained
+from shared.probing import Waits
 from tests.adapters.pos.house import (
     CUT,
     LISTEN,
@@ -139,7 +137,7 @@ async def test_a_till_that_vanishes_and_sends_again_is_one_event() -> None:
             await until(lambda: house.memory)
             sock = writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-        await until(lambda: not any(stream.link for stream in adapter._tills["till0"]._streams))
+        await until(lambda: not any(stream.link for stream in adapter._stations["till0"]._streams))
         await send(adapter, SALE)
     assert house.kinds == [("pos.sale", "till-1")]
     assert house.reports[0].details["lines"] == "3"
@@ -263,7 +261,7 @@ async def test_changes_that_need_no_new_connection() -> None:
         writer.write(SALE)
         await until(lambda: house.reports)
         house.change(devices={"till0": device(sensors={"other": SENSORS["till-1"]})})
-        await until(lambda: "other" in adapter._tills["till0"].device.sensors)
+        await until(lambda: "other" in adapter._stations["till0"].device.sensors)
         writer.write(SALE.replace(b"17", b"18"))
         await until(lambda: len(house.reports) == 2)
     assert house.kinds == [("pos.sale", "till-1"), ("pos.sale", "other")]
@@ -303,14 +301,14 @@ async def test_a_till_that_is_gone_from_the_site_file_leaves_nothing() -> None:
 
 
 async def test_it_connects_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.adapters.pos.adapter._SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr("shared.stations._SHORTEST_PAUSE", 0.01)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         where = taken.getsockname()[1]
     house = House(device({"connect": f"127.0.0.1:{where}"}))
     async with running(house):
         await until(lambda: house.losses)
-        assert "refuses the connection" in house.losses[0][1]
+        assert "nothing listens at" in house.losses[0][1]
         calls = asyncio.Queue[asyncio.StreamWriter]()
         server = await asyncio.start_server(lambda _, writer: calls.put_nowait(writer), "127.0.0.1", where)
         async with server:
@@ -327,7 +325,7 @@ async def test_it_connects_again_and_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_a_serial_line_that_goes_and_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.adapters.pos.adapter._SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr("shared.stations._SHORTEST_PAUSE", 0.01)
     tty = tmp_path / "tty"
     house = House(device({"serial": str(tty)}))
     async with running(house):
@@ -350,7 +348,7 @@ async def test_a_serial_line_that_goes_and_comes(tmp_path: Path, monkeypatch: py
 
 
 async def test_a_port_that_is_taken_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.adapters.pos.adapter._SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr("shared.stations._SHORTEST_PAUSE", 0.01)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -372,36 +370,8 @@ async def test_a_port_that_is_taken_is_told_and_tried_again(monkeypatch: pytest.
 # ── In plain words ───────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (ConnectionRefusedError(), "raw TCP server mode"),
-        (TimeoutError(), "does not answer"),
-        (socket.gaierror(), "no host of the name"),
-        (OSError(errno.EHOSTUNREACH, ""), "no route"),
-        (ConnectionResetError(), "allow only one"),
-        (OSError(errno.EACCES, ""), "above 1023"),
-        (OSError(errno.EADDRNOTAVAIL, ""), "no address of the gateway"),
-        (OSError(errno.EPIPE, "Broken pipe"), "Broken pipe"),
-    ],
-)
-def test_what_is_wrong_with_an_address(error: OSError, words: str) -> None:
-    assert words in explained(error, Connection(connect="10.0.7.22:4001"))
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        *[(errno.ENOENT, "plugged in"), (errno.EACCES, "dialout"), (errno.EBUSY, "another program")],
-        *[(errno.ENOTTY, "no serial port"), (errno.EIO, "pulled out"), (errno.EMFILE, "files")],
-    ],
-)
-def test_what_is_wrong_with_a_serial_port(number: int, words: str) -> None:
-    assert words in explained(OSError(number, os.strerror(number)), Connection(serial="/dev/ttyUSB0"))
-
-
 async def test_probe(tmp_path: Path) -> None:
-    assert await probe(device(), secret) is None
+    assert isinstance(await probe(device(), secret), Waits)
     assert "no serial port" in str(await probe(device({"serial": str(tmp_path / "none")}), secret))
     plain = tmp_path / "plain"
     plain.touch()
@@ -411,4 +381,4 @@ async def test_probe(tmp_path: Path) -> None:
     assert await probe(device({"connect": f"127.0.0.1:{where}"}), secret) is None
     server.close()
     await server.wait_closed()
-    assert "refuses" in str(await probe(device({"connect": f"127.0.0.1:{where}"}), secret))
+    assert "nothing listens at" in str(await probe(device({"connect": f"127.0.0.1:{where}"}), secret))

@@ -23,6 +23,7 @@ from tests.adapters.snmp.house import (
     secured,
     until,
 )
+from tests.fakes import wrong
 
 LEAK, DRY = "1.3.6.1.4.1.99999.0.1", "1.3.6.1.4.1.99999.0.2"
 UPTIME = "1.3.6.1.2.1.1.3.0"
@@ -307,7 +308,7 @@ async def test_a_device_that_goes_and_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("change", "told"),
     [
         ({}, None),
         ({"credentials": COMMUNITY}, None),
@@ -316,16 +317,16 @@ async def test_a_device_that_goes_and_comes_back(tmp_path: Path) -> None:
         ({"credentials": login("jo", "sha1", "aes128")}, "auth password or protocol"),
         ({"credentials": login("jo", "sha256", "aes256")}, "privacy password or protocol"),
         ({"credentials": login("plain", "sha256", None), "engine_id": "8000000001020304"}, "engine id"),
-        ({"address": "no-such-host.invalid"}, "not known"),
+        ({"address": "no-such-host.invalid"}, "cannot be resolved"),
         ({"port": 1}, "SNMP agent"),
         ({"profile": "hwg-wld", "sensors": {"a": {"type": "water_leak", "cable": 1}}}, "has nothing of what"),
     ],
 )
 async def test_the_probe_says_what_is_wrong(
-    tmp_path: Path, wrong: dict[str, object], told: str | None
+    tmp_path: Path, change: dict[str, object], told: str | None
 ) -> None:
     async with agent(tmp_path) as (port, _):
         poll = {"every": 60, "timeout": 0.5, "retries": 1}
-        about = device(**{**polled(port, login("jo"), poll=poll), **wrong})
-        said = await probe(about, secret)
+        about = device(**{**polled(port, login("jo"), poll=poll), **change})
+        said = wrong(await probe(about, secret))
     assert (said is None) if told is None else (said is not None and told in said), said

@@ -178,9 +178,7 @@ async def test_a_certificate_without_a_ca_to_check_it(files: Certificates) -> No
 
 
 async def test_a_new_certificate_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import services.adapters.syslog.adapter as module  # noqa: PLC0415
-
-    monkeypatch.setattr(module, "_TLS_LOOK", 0.02)
+    monkeypatch.setattr("shared.tls.LOOK", 0.02)
     own = Certificates(tmp_path)
     house = House({"box": device()}, tls=own.settings())
     async with running(house) as adapter:

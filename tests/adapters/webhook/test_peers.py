@@ -397,7 +397,7 @@ async def test_a_certificate_device_needs_a_listener_that_asks_for_one() -> None
 async def test_a_renewed_certificate_is_used_without_a_restart(
     pki: Pki, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.adapters.webhook.adapter._TLS_LOOK", 0.02)
+    monkeypatch.setattr("shared.tls.LOOK", 0.02)
     client = ssl.create_default_context(cafile=str(pki.ca))
 
     async def serial(port: int) -> str:
