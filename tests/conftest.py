@@ -17,7 +17,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a file that share what runs in its event loop stay together, in their order."""
     for item in items:
         mark = item.get_closest_marker("asyncio")
-        if mark is not None and mark.kwargs.get("loop_scope") == "module":
+        together = mark is not None and mark.kwargs.get("loop_scope") == "module"
+        if together and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
