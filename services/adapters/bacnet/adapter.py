@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -228,6 +229,8 @@ async def probe(device: Device, secret: Secret, around: Around = ALONE) -> Found
     host, port = host_and_port(device.address)
     try:
         ip = await resolve(host)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            way.connect((ip, port))  # sends nothing, and tells whether there is a route
     except OSError as error:
         return unreached(error, host) or f"{host}: {error}"
     async with Link("0.0.0.0", 0) as link:  # noqa: S104

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from services.adapters.bacnet import codec
@@ -309,3 +310,28 @@ async def test_what_left_the_site_file_is_forgotten() -> None:
 
 def without(name: str) -> dict[str, Any]:
     return {each: about for each, about in SENSORS.items() if each != name}
+
+
+async def test_the_alarms_of_an_event_enrollment_are_those_of_the_sensor_that_it_watches() -> None:
+    """Algorithmic reporting (clause 13): the notification is about the enrollment, not about the value."""
+    sensors = {
+        "heat": {
+            "type": "smoke",
+            "object": "analog-input:2",
+            "by": "events",
+            "enrollments": ["event-enrollment:9"],
+        }
+    }
+    async with at_work(sensors=sensors) as (house, simulator):
+        await until(lambda: simulator.recipient)
+        stamps = [Stamp(sequence=number) for number in (1, 2)]
+        for state, stamp in zip((3, 0), stamps, strict=True):
+            about = simulator.notification("heat", 0 if state else 3, stamp, "too hot")
+            about = replace(about, object=codec.ObjectId(9, 9), to_state=state)
+            assert await simulator.notify(about)
+        assert house.kinds == [("smoke.detected", "heat"), ("smoke.cleared", "heat")]
+        assert house.reports[0].native["object"] == "event-enrollment:9"
+        assert house.reports[0].details["message"] == "too hot"
+        unknown = replace(about, object=codec.ObjectId(9, 10), to_state=3, stamp=Stamp(sequence=7))
+        assert await simulator.notify(unknown)
+        assert house.reports[2].sensor is None
