@@ -37,6 +37,14 @@ devices:
 """
 
 
+@pytest.fixture(autouse=True)
+def nothing_shown_yet() -> None:
+    """One process has one registry, and other tests have sensors of the same names."""
+    for metric in vars(metrics).values():
+        if isinstance(metric, metrics.Metric) and {"device", "sensor"} & set(metric._labelnames):
+            metric.clear()
+
+
 def value(name: str, **labels: str) -> float | None:
     found: float | None = metrics.REGISTRY.get_sample_value(name, labels)
     return found
