@@ -13,6 +13,7 @@ from tests import peers
 peers.add_to_path()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a file that share what runs in its event loop stay together, in their order."""
     for item in items:

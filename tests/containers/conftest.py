@@ -13,6 +13,7 @@ from tests.peers import require_peer
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs all of them: they share an engine and what is built in it."""
     for item in items:
@@ -28,7 +29,7 @@ def engine() -> None:
     except images.ImagesError as error:
         pytest.skip(f"no container engine answers; scripts/engine starts one as root ({error})")
     done = subprocess.run(
-        [ROOT / "scripts" / "base-images", images.default_base(), "eclipse-mosquitto"],
+        [ROOT / "scripts" / "base-images", images.default_base(), "eclipse-mosquitto", "prom/prometheus"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     require_peer("base image", not done.returncode, done.stderr.strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -45,3 +46,11 @@ def test_scripts_can_be_run() -> None:
     scripts = [path for path in tracked() if path.read_bytes().startswith(b"#!")]
     assert scripts
     assert not [path.name for path in scripts if not path.stat().st_mode & 0o100]
+
+
+@pytest.mark.xdist_group("of-the-tree")
+def test_tests_of_a_group_stay_together(request: pytest.FixtureRequest) -> None:
+    """A fixture that starts a gateway for a file of tests would start it on each worker otherwise."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("pytest-xdist is not in use: make test")
+    assert request.node.nodeid.endswith("@of-the-tree")
