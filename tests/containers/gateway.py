@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ import yaml
 from scripts import images
 from services.broker import free_port
 from services.stack import HOST, http_get
+from tests.e2e.house import until
 from tests.peers import clean_environment, require_peer
 
 ROOT = Path(__file__).resolve().parents[2]
 TAG = "test"
-_PORTS = ("MQTTS_PORT", "MQTTS_PASSWORD_PORT", "WEBHOOK_PORT", "DC09_PORT")
+IMAGES = os.environ.get("TOCSIN_TEST_IMAGES", TAG)
+"""The tag of what is tried."""
+_PORTS = ("MQTTS_PORT", "MQTTS_PASSWORD_PORT", "WEBHOOK_PORT", "DC09_PORT", "PROMETHEUS_PORT")
 
 
 def _ran(*command: str) -> subprocess.CompletedProcess[str]:
@@ -41,59 +45,63 @@ def build_images(names: Sequence[str]) -> None:
         images.build(names, images.default_base(), TAG)
 
 
-def bare_copy(folder: Path) -> None:
-    """What compose.yaml needs of the project, as in a fresh clone."""
+def bare_copy(folder: Path, tree: Path = ROOT) -> None:
+    """What compose.yaml needs of the project, as in a fresh clone; or over an earlier one."""
     for name in ("compose.yaml", ".env.example"):
-        shutil.copy2(ROOT / name, folder)
-    shutil.copytree(ROOT / "mosquitto", folder / "mosquitto")
-    (folder / "observability").mkdir()
-    for keep in (ROOT / "secrets").glob("*/.gitkeep"):
-        (folder / "secrets" / keep.parent.name).mkdir(parents=True)
+        shutil.copy2(tree / name, folder)
+    for name in ("mosquitto", "observability"):
+        if (tree / name).exists():
+            shutil.copytree(tree / name, folder / name, dirs_exist_ok=True)
+    for keep in (tree / "secrets").glob("*/.gitkeep"):
+        (folder / "secrets" / keep.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy2(keep, folder / "secrets" / keep.parent.name)
 
 
 class Gateway:
-    """`profiles` are those of compose.yaml; without a `site` there is no site file yet. A context manager,
-    which takes everything down in the end."""
+    """`profiles` are those of compose.yaml; without a `site` there is no site file yet. Of `tree`, or an
+    earlier one with images of its own. A context manager, which takes everything down in the end."""
 
-    def __init__(self, folder: Path, site: Mapping[str, Any] | None, profiles: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        site: Mapping[str, Any] | None,
+        profiles: Sequence[str],
+        tree: Path = ROOT,
+        tag: str = IMAGES,
+    ) -> None:
         self.folder = folder
         self.ports = {name: free_port() for name in _PORTS}
         self.project = f"tocsin-test-{os.getpid()}"
         self._compose = compose_command()
         require_peer("Docker Compose", self._compose, "apt-get install docker-compose")
         self._vms = f"{self.project}-vms"
-        bare_copy(folder)
-        settings = {
+        self._settings = {
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_PROFILES": ",".join(profiles),
-            "TOCSIN_VERSION": os.environ.get("TOCSIN_TEST_IMAGES", TAG),
             "TOCSIN_BROKER_NAMES": f"mosquitto,localhost,{HOST}",
             "BIND": HOST,
             **{name: str(port) for name, port in self.ports.items()},
         }
-        (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        self.of(tree, tag)
         if site is not None:
             (folder / "site").mkdir()
             (folder / "site" / "site.yaml").write_text(yaml.safe_dump(dict(site), sort_keys=False))
+
+    def of(self, tree: Path, tag: str) -> None:
+        """From now on by the files of this tree, with images of this tag."""
+        bare_copy(self.folder, tree)
+        settings = {**self._settings, "TOCSIN_VERSION": tag}
+        (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
 
     def __enter__(self) -> Gateway:
         return self
 
     def __exit__(self, *_: object) -> None:
         _ran("docker", "rm", "--force", "--volumes", self._vms)
-        self.compose(
-            "--profile",
-            "rotate",
-            "--profile",
-            "tocsin",
-            "--profile",
-            "demo",
-            "down",
-            "--volumes",
-            "--remove-orphans",
-            ok=False,
-        )
+        profiles = [
+            word for name in ("rotate", "tocsin", "demo", "observability") for word in ("--profile", name)
+        ]
+        self.compose(*profiles, "down", "--volumes", "--remove-orphans", ok=False)
 
     def compose(self, *arguments: str, ok: bool = True) -> str:
         """What Compose printed to standard output."""
@@ -118,6 +126,27 @@ class Gateway:
     def inspect(self, service: str) -> dict[str, Any]:
         [about] = json.loads(self.docker("inspect", self.container(service)))
         return dict(about)
+
+    async def up(self, *services: str) -> None:
+        """Start these, as compose.yaml and the images are now; return when they are ready."""
+        await asyncio.to_thread(self.compose, "up", "--detach", *services)
+        for service in services:
+            if service != "mosquitto":
+                await until(partial(self.ready, service), 90)
+
+    def ready(self, service: str) -> bool:
+        """Sooner than its health check says so, which looks every 15 s."""
+        look = "import urllib.request as u; u.urlopen('http://127.0.0.1:9100/readyz'); print('ready')"
+        running = self.inspect(service)["State"]["Running"]
+        return running and self.python(service, look, ok=False) == "ready"
+
+    def healthy(self, service: str) -> bool:
+        state = self.inspect(service)["State"]
+        return bool(state["Running"] and state["Health"]["Status"] == "healthy")
+
+    def python(self, service: str, program: str, *, ok: bool = True) -> str:
+        """What a Python program prints in the container of a service."""
+        return self.docker("exec", self.container(service), "python", "-c", program, ok=ok)
 
     def secret(self, service: str, name: str, value: str) -> None:
         """Replace a secret as people do: a new file, put in the old one's place."""
@@ -144,7 +173,7 @@ class Gateway:
             "--network-alias", "vms", "--publish", f"{HOST}:{self.vms_port}:8081", "--user", "0:0",
             "--volume", f"{self.folder}/site:/site:ro",
             "--volume", f"{self.folder}/secrets/vms-publisher:/secrets",
-            f"tocsin/tools:{os.environ.get('TOCSIN_TEST_IMAGES', TAG)}",
+            f"tocsin/tools:{IMAGES}",
             "python", "-m", "services.simulators.vms", "--host", "0.0.0.0", "--port", "8081",  # noqa: S104
             "--advertise", "vms", "--cameras", "/site/site.yaml", "--secrets", "/secrets",
         )  # fmt: skip
@@ -160,6 +189,10 @@ class Gateway:
         status, content = await http_get(self.vms_port, f"/_sim/dump?tag={','.join(tags)}")
         assert status == 200
         return [json.loads(line) for line in content.splitlines() if line]
+
+    async def ask_vms(self, path: str, /, **body: Any) -> None:
+        status, _ = await http_get(self.vms_port, path, "POST", json.dumps(body).encode())
+        assert status < 300
 
     async def rotate_token(self, camera: str) -> str:
         """From now on the VMS refuses the camera's token: the new one."""

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import itertools
 import json
 import os
-import secrets
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -20,13 +14,11 @@ import pytest_asyncio
 from services.run import MAKERS
 from services.stack import HOST
 from tests.containers.gateway import Gateway, build_images
+from tests.containers.load import PANEL_KEY, TOKEN, all_of, each_arrives_once, load, needs, publish, site
 from tests.e2e.house import run, until
-from tests.peers import program, require_peer
 
 ADAPTERS = ("webhook", "dc09", "mqtt")
 SERVICES = (*(f"adapter-{name}" for name in ADAPTERS), *MAKERS)
-PANEL_KEY = secrets.token_hex(16)
-TOKEN = secrets.token_urlsafe(24)
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -35,45 +27,9 @@ pytestmark = [
 ]
 
 
-def site() -> dict[str, Any]:
-    cameras = ("yard", "hall")
-    return {
-        "site": "hq",
-        "timezone": "UTC",
-        "cameras": {
-            name: {"name": name.title(), "vms": {"token": {"secret": f"camera_{name}"}}} for name in cameras
-        },
-        "adapters": {"webhook": {"listen": "0.0.0.0:8080"}, "dc09": {"listen": "0.0.0.0:12000"}},
-        "devices": {
-            "script": {
-                "adapter": "webhook",
-                "profile": "generic",
-                "credentials": {"token": {"secret": "script_token"}},
-                "sensors": {"gate": {"type": "access_control", "cameras": ["yard", "hall"]}},
-            },
-            "panel": {
-                "adapter": "dc09",
-                "account": "1234",
-                "credentials": {"key": {"secret": "panel_key"}},
-                "sensors": {"kitchen": {"type": "smoke", "zone": 12, "cameras": ["hall"]}},
-            },
-            "things": {
-                "adapter": "mqtt",
-                "profile": "generic",
-                "sensors": {"drive": {"type": "motion", "cameras": ["yard"]}},
-            },
-        },
-        "targets": {"vms": {"insecure": True}},
-    }
-
-
-CAMERAS = {"webhook": ("yard", "hall"), "dc09": ("hall",), "mqtt": ("yard",)}
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(engine: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
-    program("curl", "apt-get install curl")
-    program("mosquitto_pub", "apt-get install mosquitto-clients")
+    needs(*ADAPTERS)
     build_images(["tools", *SERVICES])
     with Gateway(tmp_path_factory.mktemp("gateway"), site(), ADAPTERS) as made:
         (made.folder / "site" / "broker-users").write_text("things readwrite sensors/#\n")
@@ -84,125 +40,12 @@ async def gateway(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Asy
         made.secret("adapter-dc09", "panel_key", PANEL_KEY)
         made.secret("adapter-webhook", "script_token", TOKEN)
         await made.start_vms()
-        made.compose("up", "--detach")
-        await until(lambda: all(healthy(made, name) for name in SERVICES), 90)
+        await made.up("mosquitto", *SERVICES)
         yield made
 
 
-def healthy(gateway: Gateway, service: str) -> bool:
-    state = gateway.inspect(service)["State"]
-    return bool(state["Running"] and state["Health"]["Status"] == "healthy")
-
-
-# ── clients that others wrote, from outside ──────────────────────────────────────────────────────
-
-
-async def curl(gateway: Gateway, number: str) -> bool:
-    body = {"sensor": "gate", "kind": "access.forced_open", "id": number, "details": {"number": number}}
-    code = await run(
-        "curl", "-s", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}",
-        "-H", f"Authorization: Bearer {TOKEN}", "-d", json.dumps(body),
-        f"http://{HOST}:{gateway.ports['WEBHOOK_PORT']}/hooks/script",
-        ok=False,
-    )  # fmt: skip
-    return code == b"200"
-
-
-async def mosquitto_pub(gateway: Gateway, number: str) -> bool:
-    body = {"kind": "motion.detected", "id": number, "number": number}
-    said = await publish(gateway, "things", gateway.password("things"), "sensors/drive", json.dumps(body))
-    return said == "taken"
-
-
-async def publish(gateway: Gateway, user: str, password: str, topic: str, body: str) -> str:
-    """What becomes of a message by mosquitto_pub with a password: "taken", "refused", or "not let in"."""
-    process = await asyncio.create_subprocess_exec(
-        "mosquitto_pub", "-h", HOST, "-p", str(gateway.ports["MQTTS_PASSWORD_PORT"]), "--cafile", gateway.ca,
-        "-V", "5", "-q", "1", *(("-u", user, "-P", password) if user else ()), "-t", topic, "-m", body,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    async with asyncio.timeout(30):
-        out, _ = await process.communicate()
-    if process.returncode:
-        return "not let in"
-    return "refused" if b"Not authorized" in out else "taken"
-
-
-async def transceiver(gateway: Gateway, number: str) -> bool:
-    """my-dc09-spt: whether the receiver acknowledged."""
-    module = importlib.import_module("my_dc09_spt.dc09_spt")
-    spt = module.dc09_spt("1234", receiver=1, line=1)
-    spt.set_path(
-        "main", "primary", HOST, gateway.ports["DC09_PORT"],
-        account="1234", receiver=1, line=1, key=bytes.fromhex(PANEL_KEY), type="tcp",
-    )  # fmt: skip
-    try:
-        await asyncio.to_thread(spt.send_msg, "SIA-DCS", {"code": "FA", "zone": 12, "text": f"no {number}"})
-    except Exception:
-        return False
-    return True
-
-
-class Load:
-    """Somebody who reports all the time, until told to stop. What has an id of its own is sent again until
-    it is taken; what has none is not, so that what nobody acknowledged may have arrived or not."""
-
-    def __init__(self, gateway: Gateway, name: str, send: Callable[[Gateway, str], Awaitable[bool]]) -> None:
-        self.name = name
-        self.again = name != "dc09"
-        self.acknowledged: list[str] = []
-        self.unknown: list[str] = []
-        self._gateway, self._send = gateway, send
-        self._stopping = asyncio.Event()
-        self._task = asyncio.create_task(self._report())
-
-    async def _report(self) -> None:
-        for counted in itertools.count():
-            number = f"{self.name}-{counted}"
-            while not (taken := await self._send(self._gateway, number)) and self.again:
-                await asyncio.sleep(0.2)
-            (self.acknowledged if taken else self.unknown).append(number)
-            if self._stopping.is_set():
-                return
-            await asyncio.sleep(0.1)
-
-    async def more(self, count: int = 10) -> None:
-        """Some more of it has been acknowledged."""
-        wanted = len(self.acknowledged) + count
-        await until(lambda: self._task.done() or len(self.acknowledged) >= wanted, 90)
-        if self._task.done():
-            self._task.result()
-
-    async def stop(self) -> None:
-        self._stopping.set()
-        await self._task
-
-
-@asynccontextmanager
-async def load(gateway: Gateway) -> AsyncIterator[dict[str, Load]]:
-    senders = {"webhook": curl, "dc09": transceiver, "mqtt": mosquitto_pub}
-    loads = {name: Load(gateway, name, send) for name, send in senders.items()}
-    try:
-        yield loads
-    finally:
-        await asyncio.gather(*(each.stop() for each in loads.values()))
-
-
-async def arrived(gateway: Gateway) -> Counter[tuple[str, str]]:
-    """How often each report is at each camera."""
-    found: Counter[tuple[str, str]] = Counter()
-    for event in await gateway.vms_events("number", "text"):
-        number = event["meta"].get("number") or event["meta"].get("text", "").removeprefix("no ")
-        found[event["source"], number] += 1
-    return found
-
-
 async def test_each_arrives_once_through_kills_and_rotations(gateway: Gateway) -> None:
-    try:
-        importlib.import_module("my_dc09_spt.dc09_spt")
-    except ImportError:
-        require_peer("my-dc09-spt", None, "pip install my-dc09-spt==0.2.2")
-    async with load(gateway) as loads:
+    async with load(gateway, *ADAPTERS) as loads:
         await asyncio.gather(*(each.more() for each in loads.values()))
         for service in SERVICES[:-1]:
             # An engine takes `docker kill` for somebody's wish and leaves it at that.
@@ -232,28 +75,11 @@ async def test_each_arrives_once_through_kills_and_rotations(gateway: Gateway) -
         await loads["webhook"].more()
         await docker(gateway, "start", "mosquitto")
         await loads["webhook"].more()
-    for each in loads.values():
-        await until(partial(all_of, gateway, each), 90)
-    found = await arrived(gateway)
-    wanted = {
-        (camera, number)
-        for name, each in loads.items()
-        for camera in CAMERAS[name]
-        for number in each.acknowledged
-    }
-    unknown = {("hall", number) for number in loads["dc09"].unknown}
-    assert {place: times for place, times in found.items() if times != 1} == {}
-    assert wanted - found.keys() == set()
-    assert found.keys() - wanted - unknown == set()
+    await each_arrives_once(gateway, loads.values())
 
 
 async def docker(gateway: Gateway, verb: str, service: str) -> None:
     await asyncio.to_thread(gateway.docker, verb, gateway.container(service))
-
-
-async def all_of(gateway: Gateway, load: Load) -> bool:
-    found = await arrived(gateway)
-    return all((camera, number) in found for camera in CAMERAS[load.name] for number in load.acknowledged)
 
 
 async def test_who_is_not_known_is_not_let_in(gateway: Gateway) -> None:
@@ -281,6 +107,8 @@ async def test_each_container_is_confined_and_sees_only_its_own(gateway: Gateway
         assert said == [10001, [".gitkeep", *expected], ["ca.crt", "tls.crt", "tls.key"]]
         write = "open('/etc/passwd', 'a')"
         assert not gateway.docker("exec", gateway.container(service), "python", "-c", write, ok=False)
+    for service in SERVICES:
+        await until(partial(gateway.healthy, service), 60)
     for service in (*SERVICES, "mosquitto"):
         about = gateway.inspect(service)
         host = about["HostConfig"]
@@ -299,7 +127,7 @@ async def test_a_service_that_dies_is_started_again(gateway: Gateway) -> None:
         pytest.skip("its process can be killed by root of the engine's machine only")
     os.kill(before["Pid"], 9)
     await until(lambda: gateway.inspect("correlator")["State"]["Pid"] not in (0, before["Pid"]), 60)
-    await until(lambda: healthy(gateway, "correlator"), 60)
+    await until(partial(gateway.ready, "correlator"), 60)
 
 
 async def test_the_operators_command_reaches_the_services(gateway: Gateway) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.broker import free_port
-from tests.containers.gateway import TAG, bare_copy, build_images, compose_command
+from tests.containers.gateway import IMAGES, bare_copy, build_images, compose_command
 from tests.e2e.house import until
 from tests.peers import clean_environment, program, require_peer
 
@@ -55,7 +55,7 @@ async def test_an_event_arrives_after_all_that_the_guide_says(copy: Path) -> Non
         script.append(lines)
     environ = clean_environment(
         COMPOSE_PROJECT_NAME=PROJECT, BIND="127.0.0.1",
-        TOCSIN_VERSION=os.environ.get("TOCSIN_TEST_IMAGES", TAG),
+        TOCSIN_VERSION=IMAGES,
         **{name: str(port) for name, port in ports.items()},
     )  # fmt: skip
     done = subprocess.run(  # noqa: ASYNC221
