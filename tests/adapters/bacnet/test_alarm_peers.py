@@ -176,6 +176,28 @@ async def test_what_an_enrollment_found_while_the_gateway_was_away_is_told_then(
         assert panel.told == []  # it had no recipient
 
 
+@pytest.mark.parametrize("point_first", [True, False])
+async def test_a_sensor_is_normal_when_its_object_and_its_enrollments_are(point_first: bool) -> None:
+    watched = SMOKE | {"enrollments": ["event-enrollment:5"]}
+    async with reporting({"smoke": watched}, reread="100ms") as (house, panel):
+        panel.sense("alarm")
+        await grown(house.reports, 1)
+        panel.level.presentValue = 13.0
+        await grown(house.reports, 2)  # with `by: events` a second detector is told
+        ends: list[Callable[[], None]] = [
+            lambda: panel.sense("quiet"),
+            lambda: setattr(panel.level, "presentValue", 3.0),
+        ]
+        for end in ends if point_first else reversed(ends):
+            assert len(house.reports) == 2
+            before, seen = len(panel.told), len(house.alive)
+            end()
+            await grown(panel.told, before + 1)
+            await grown(house.alive, seen + 6)  # it was read since
+        await grown(house.reports, 3)
+    assert house.kinds == [("smoke.detected", "smoke")] * 2 + [("smoke.cleared", "smoke")]
+
+
 async def test_an_enrollment_that_is_not_there_is_told_of() -> None:
     absent = LEVEL | {"enrollments": ["event-enrollment:6"]}
     async with reporting({"level": absent}, reread="100ms") as (house, _):
