@@ -198,7 +198,8 @@ class ActorSpec(Model):
 
 
 class StateSpec(Model):
-    """What a message tells of the sensor itself. Changes of `tamper` and `battery_low` are events."""
+    """What a message tells of the sensor itself. Changes of `tamper` and `battery_low` are events; of the
+    first state too, if it follows `unknown`."""
 
     battery: Value | None = Field(default=None, description="Percent that is left.")
     battery_low: Value | None = Field(default=None, description="true or false.")

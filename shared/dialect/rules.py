@@ -59,6 +59,7 @@ _MEANING: dict[SensorType | None, tuple[Kind, Kind | None]] = {
 """What `active` and `normal` mean for a contact or input, by the type of the sensor wired to it."""
 _UNKNOWN_MEANING: tuple[Kind, Kind | None] = (Kind.SENSOR_EVENT, None)
 
+_UNKNOWN = "unknown"
 _ALL_IS_WELL = frozenset(
     kind
     for kind in Kind
@@ -337,11 +338,16 @@ class Action:
 
     def _tell_state(self, env: Env, run: Run) -> bool:
         told: dict[str, Any] = {}
+        unsure: list[str] = []
         for key, value in self.state:
             raw = value(env)
             said = _percent(raw) if key == "battery" else as_bool(raw)
             if said is not None:
                 told[key] = said
+            elif raw == _UNKNOWN:
+                unsure.append(key)
+        if unsure:
+            self._begin(env, run, unsure)
         if not told:
             return False
         online = told.get("online")
@@ -358,6 +364,14 @@ class Action:
                 word = begins if told[key] else ends
                 self._edge(env, run, key, state, word, address, found.best, False)
         return True
+
+    def _begin(self, env: Env, run: Run, keys: Sequence[str]) -> None:
+        """States of which the device knows nothing yet are not begun: one that it finds then is new."""
+        address, found = self._find(env, run)
+        for key, _, _ in _STATE_EDGES:
+            level = _key("level", run.reader.device, key, address)
+            if key in keys and run.recall(level, found.best is not None) is None:
+                run.remember(level, "false", found.best is not None)
 
     def _event(
         self,

@@ -319,6 +319,17 @@ def test_what_is_said_of_the_whole_device_reaches_all_its_sensors() -> None:
     assert [(report.sensor, report.kind) for report in result.reports] == [("a", Kind.DEVICE_TAMPER)]
 
 
+def test_a_state_that_the_device_did_not_know_at_first_is_new() -> None:
+    language = door_dialect("[{state: {tamper: tamper}}]")
+    told = Told(language, Point("a", SensorType.MOTION, {"door": "7"}))
+    kinds = [
+        [report.kind for report in told({"door": 7, "tamper": tamper}).reports]
+        for tamper in ("unknown", True, "unknown", True, False, "unknown", False, True)
+    ]
+    tamper, cleared = [Kind.DEVICE_TAMPER], [Kind.DEVICE_TAMPER_CLEARED]
+    assert kinds == [[], tamper, [], [], cleared, [], [], tamper]
+
+
 def test_addresses_in_any_case_where_the_profile_says_so() -> None:
     text = "about: x\nsensors: {mac: {about: x, ignore_case: true}}\nsensor: {mac: mac}\nrules: [{kind: sensor.event}]"
     told = Told(dialect(text), Point("a", SensorType.MOTION, {"mac": "AA:bb"}))

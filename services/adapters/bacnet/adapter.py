@@ -262,10 +262,13 @@ async def _try(talk: Talk, device: Device, zone: str) -> str | None:
     await talk.greet()
     for name, sensor in device.sensors.items():
         wanted = "event-state" if sensor.by == "events" else sensor.property
+        there: ObjectId = object_id(sensor.object)
         try:
-            await talk.read(object_id(sensor.object), property_number(wanted))
+            await talk.read(there, property_number(wanted))
+            wanted = "event-state"
+            for there in map(object_id, sensor.enrollments):
+                await talk.read(there, property_number(wanted))
         except Refused as error:
-            there: ObjectId = object_id(sensor.object)
             return f"sensor {name}: {wanted} of {there} cannot be read ({error}): is that object there?"
     clock = await talk.clock()
     if clock is None:

@@ -156,7 +156,8 @@ class Sensor(shared.site.Sensor):
     enrollments: tuple[Object, ...] = Field(
         default=(),
         max_length=16,
-        description="Event-enrollment objects that watch it: their events are its own.",
+        description="Event-enrollment objects that watch it: their events are its own, and it is normal when "
+        "its object and all of them are.",
     )
     active: Kind | None = Field(
         default=None, description="What it reports when it goes into alarm; by default as its type says."

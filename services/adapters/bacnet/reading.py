@@ -2,6 +2,7 @@
 
 A value is a level: only a change of what it means, against what is remembered, is an event. An event
 notification is a transition with a time stamp: the same one told twice, or told and then read, is one event.
+A sensor that enrollments watch is normal when its own object and all of them are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from services.adapters.bacnet import codec
@@ -65,6 +67,16 @@ class _Said:
     """It tells of a change, not of how it is."""
     was: Kind | None = None
     """What it was in before, if that is not remembered."""
+    source: ObjectId | None = None
+    """The object that says so, if it is not the sensor's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """An enrollment as it was read: its event-state, and its time stamps where it has three."""
+
+    state: int
+    stamps: list[Stamp] | None
 
 
 def property_number(name: str) -> int:
@@ -83,6 +95,8 @@ class Reading:
         for name, about in device.sensors.items():
             for each in (about.object, *about.enrollments):
                 self._objects.setdefault(object_id(each), []).append(name)
+        self._conditions: dict[str, dict[ObjectId, Kind | None]] = {name: {} for name in device.sensors}
+        """Of each sensor, what its own object and those that watch it said last."""
 
     def keys(self) -> Iterator[str]:
         """All that it remembers of its sensors."""
@@ -103,31 +117,75 @@ class Reading:
         said: Mapping[int, Value],
         native: Mapping[str, str],
         stamps: list[Stamp] | None = None,
+        enrolled: Mapping[ObjectId, Enrolled] | None = None,
     ) -> Result:
         """What values of the sensor's object mean, by property. Raises `Unusable`.
 
-        With `stamps` (to-offnormal, to-fault, to-normal) the transition that led there is known."""
+        With `stamps` (to-offnormal, to-fault, to-normal) the transition that led there is known. `enrolled`
+        are the enrollments that were read along with it."""
         about, result = self._device.sensors[name], Result()
         object_ = object_id(about.object)
-        now = self._condition(name, about, said)
+        found = {object_: self._condition(name, about, said)}
+        states: dict[ObjectId, Enrolled] = dict(enrolled or {})
+        value = said.get(property_number(about.property)) if object_.type in LIFE_SAFETY else None
+        for each, one in states.items():
+            found[each] = self._of_state(about, one.state, value)
+        source, now = self._overall(name, found)
         details = self._words(about, object_, said)
-        native = {"object": str(object_), "property": about.property, **native}
-        stamp = identity = None
+        native = {"object": str(source), "property": about.property, **native}
+        if source != object_ and source in states:
+            native["code"] = details["to_state"] = EVENT_STATE.get(
+                states[source].state, str(states[source].state)
+            )
         state = said.get(STATE)
-        if stamps and len(stamps) == 3 and isinstance(state, int) and (state == 0) == (now is None):
-            stamp = stamps[2 if state == 0 else 1 if state == _FAULT else 0]
-            if stamp.unique:
-                identity = _identity(object_, int(state), stamp)
-            else:
-                stamp = None
+        if isinstance(state, int) and (state == 0) == (found[object_] is None):
+            states[object_] = Enrolled(int(state), stamps)
+        stamp, identity, source = self._led_there(source, now, states)
         known = self._known(name, about)
-        self._turn(name, now, _Said(native, details, stamp, identity), result)
+        self._turn(name, now, _Said(native, details, stamp, identity, source=source), result)
         if stamps is None:
             if now is not None and self._key(about) in result.memory:
                 result.memory[self._told(name)] = "1"
         elif len(stamps) == 3:
             self._read_stamps(name, (known, now), stamps, _Said(native, details), result)
         return result
+
+    def _overall(self, name: str, found: Mapping[ObjectId, Kind | None]) -> tuple[ObjectId, Kind | None]:
+        """What a sensor is in, and the object that says so, after `found` was said.
+
+        What has changed decides; else it stays in what it is known to be in while that stands."""
+        about, conditions = self._device.sensors[name], self._conditions[name]
+        changed = [
+            each for each, now in found.items() if each not in conditions or conditions[each] is not now
+        ]
+        conditions.update(found)
+        standing = {each: kind for each, kind in conditions.items() if kind is not None}
+        known = self._known(name, about)
+        for each in (*changed, *(each for each, kind in standing.items() if kind.value == known), *standing):
+            if each in standing:
+                return each, standing[each]
+        return object_id(about.object), None
+
+    @staticmethod
+    def _led_there(
+        source: ObjectId, now: Kind | None, states: Mapping[ObjectId, Enrolled]
+    ) -> tuple[Stamp | None, str | None, ObjectId]:
+        """The transition to what is now: its stamp and its identity, where the stamp does not come again, and
+        its object. All normal: the last transition to that."""
+        last: tuple[datetime, Stamp, ObjectId, int] | None = None
+        for each, one in states.items():
+            if not one.stamps or len(one.stamps) != 3 or (now is None) != (one.state == 0):
+                continue
+            if now is not None and each != source:
+                continue
+            stamp = one.stamps[2 if one.state == 0 else 1 if one.state == _FAULT else 0]
+            at = codec.moment(stamp.date, stamp.time, None)
+            if at is not None and (last is None or at > last[0]):
+                last = at, stamp, each, one.state
+        if last is None:
+            return None, None, source
+        _, stamp, object_, state = last
+        return stamp, _identity(object_, state, stamp), object_
 
     def _read_stamps(
         self,
@@ -259,6 +317,9 @@ class Reading:
             if said.from_state:
                 transition.was = about.trouble if said.from_state == _FAULT else about.alarm
             anew = about.by == "events" and now is not None and not again
+            overall = self._overall(name, {said.object: now})[1]
+            now = overall if now is None else now  # another object of the sensor may still be in alarm
+            transition.source = said.object
             self._turn(name, now, transition, result, anew=anew)
         return result
 
@@ -330,7 +391,7 @@ class Reading:
             return
         result.memory[self._key(about)] = now.value if now else _NORMAL
         if said.identity is not None and about.by == "events":
-            result.memory[self._seen(object_id(about.object))] = said.identity
+            result.memory[self._seen(said.source or object_id(about.object))] = said.identity
         if known is None and not said.transition and not about.tells_first:
             return
         was = Kind(known) if known and known in Kind._value2member_map_ else None

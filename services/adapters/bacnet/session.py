@@ -36,7 +36,7 @@ from services.adapters.bacnet.codec import (
 from services.adapters.bacnet.config import Device, Sensor, host_and_port, object_id
 from services.adapters.bacnet.link import Link, Refused, Silent
 from services.adapters.bacnet.names import DEVICE, ENROLLMENT, ERROR_CODE, PROPERTY, WILDCARD
-from services.adapters.bacnet.reading import Reading, Result, Unusable, property_number
+from services.adapters.bacnet.reading import Enrolled, Reading, Result, Unusable, property_number
 from shared.adapter import Context, Emit, StoreFull
 from shared.events import utcnow
 
@@ -52,6 +52,7 @@ _MOST_REPEATED = 256
 _MOST_UNTOLD = 32
 _PRESENT_VALUE = PROPERTY["present-value"]
 _STAMPS = PROPERTY["event-time-stamps"]
+_STATE = PROPERTY["event-state"]
 _READ = tuple(PROPERTY[name] for name in ("status-flags", "event-state", "event-time-stamps", "reliability"))
 _NO_SUCH = frozenset({"unknown-object", "unknown-property", "read-access-denied"})
 _UNKNOWN_SUBSCRIPTION = (5, 79)
@@ -230,6 +231,8 @@ class Session:
         self._greeted = 0.0
         self._instance = device.instance
         self._full = False
+        self._unread: set[ObjectId] = set()
+        """Enrollments that could not be read, which was said."""
         self._talk: Talk | None = None
         self._came: OrderedDict[_Waiting, float] = OrderedDict()
         """Confirmed changes of value by when they came first, answered or not."""
@@ -529,6 +532,7 @@ class Session:
             ):
                 raise Refused(why, why)
             said, stamps = _understood(found)
+            enrolled = await self._enrolled(talk, name, about)
         except (Refused, Malformed) as refused:
             if not point.missing:
                 self._context.rejected(
@@ -554,7 +558,7 @@ class Session:
                 return False
             try:
                 await self._tell(name)
-                await self._commit(self._reading.level(name, said, {"by": "read"}, stamps))
+                await self._commit(self._reading.level(name, said, {"by": "read"}, stamps, enrolled))
             except Unusable as error:
                 self._unusable(name, about, error)
                 return True
@@ -563,6 +567,28 @@ class Session:
                 return False
         self._context.heard(self.id, sensor=name)
         return True
+
+    async def _enrolled(self, talk: Talk, name: str, about: Sensor) -> dict[ObjectId, Enrolled]:
+        """The enrollments that watch a sensor, as they are now. Raises `Silent`."""
+        states: dict[ObjectId, Enrolled] = {}
+        for each in map(object_id, about.enrollments):
+            try:
+                said, stamps = _understood(await talk.read_all(each, (_STATE, _STAMPS)))
+                state = said.get(_STATE)
+                if not isinstance(state, int):
+                    raise Refused("no event-state", "it has no event-state")
+            except (Refused, Malformed) as error:
+                if each not in self._unread:
+                    self._context.rejected(
+                        "unreadable",
+                        f"{each} cannot be read ({error}): look at `enrollments`",
+                        device=self.id, sensor=name,
+                    )  # fmt: skip
+                self._unread.add(each)
+            else:
+                self._unread.discard(each)
+                states[each] = Enrolled(int(state), stamps)
+        return states
 
     async def _standing_alarms(self, talk: Talk) -> None:
         """Alarms of objects that no sensor is, which stand and were not told yet."""

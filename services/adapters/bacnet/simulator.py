@@ -188,6 +188,8 @@ class Simulator:
         for name, about in device.sensors.items():
             id_ = object_id(about.object)
             self._objects[id_] = _Object(id_, name, self._shapes[name][0])
+            for each in map(object_id, about.enrollments):
+                self._objects[each] = _Object(each, name, self._shapes[name][0])
         self._known = asyncio.Event()
         self._link = Link(host, port, heard=self._heard, damaged=self._damaged)
         self._tasks: set[asyncio.Task[None]] = set()

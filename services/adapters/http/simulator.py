@@ -469,12 +469,13 @@ class _Gallagher(_Face):
 
     async def answer(self, request: _Request) -> Any:
         base = self.device.url
-        if request.path == "/api":
+        if request.path in ("/api", "/api/"):
             events = {
                 "events": {"href": f"{base}/api/events"},
                 "updates": {"href": f"{base}/api/events/updates"},
             }
-            return {"version": "9.00.0", "features": {"events": events}}
+            own = {"client": {"name": "Tocsin", "href": f"{base}/api/items/500"}}
+            return {"version": "9.00.0", "features": {"events": events}, "me": own}
         top = int(request.query.get("top", "1000"))
         position = request.query.get("pos")
         if position is not None:

@@ -5,9 +5,8 @@ reporting."""
 from __future__ import annotations
 
 import asyncio
-import json
+import importlib.util
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,42 +20,13 @@ from services.adapters.bacnet.adapter import probe
 from services.adapters.bacnet.codec import Station, Unconfirmed
 from services.adapters.bacnet.simulator import Simulator
 from shared.events import Kind
+from tests.adapters.bacnet.foreign import Peer, free_udp_port, talking
 from tests.adapters.bacnet.house import House, device, running, secret, until
 from tests.fakes import wrong
-from tests.peers import clean_environment, npm_package, program, pypi_venv
+from tests.peers import npm_package, program, pypi_venv, require_peer
 
-SCRIPTS = Path(__file__).parent / "peers"
 CLIENT = ("@bacnet-js/client", "3.3.2")
 REAL, UNSIGNED, BITS, ENUMERATED = 4, 2, 8, 9
-
-
-def free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probing:
-        probing.bind(("127.0.0.1", 0))
-        port: int = probing.getsockname()[1]
-        return port
-
-
-class Peer:
-    """A peer's process: lines of JSON in and out."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
-        self.process = process
-        self.port = port
-        self.said: list[dict[str, Any]] = []
-        self.listening = asyncio.create_task(self._listen())
-
-    async def _listen(self) -> None:
-        assert self.process.stdout
-        while line := await self.process.stdout.readline():
-            self.said.append(json.loads(line))
-
-    def tell(self, **what: object) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(what).encode() + b"\n")
-
-    def of(self, key: str) -> list[Any]:
-        return [said[key] for said in self.said if key in said]
 
 
 @asynccontextmanager
@@ -66,24 +36,6 @@ async def node(script: str, *arguments: str) -> AsyncIterator[Peer]:
     port = free_udp_port()
     async with talking(port, interpreter, script, *arguments, str(port), NODE_PATH=str(modules)) as made:
         yield made
-
-
-@asynccontextmanager
-async def talking(
-    port: int, interpreter: str, script: str, *arguments: str, **more: str
-) -> AsyncIterator[Peer]:
-    process = await asyncio.create_subprocess_exec(
-        interpreter, str(SCRIPTS / script), *arguments,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=clean_environment(**more),
-    )  # fmt: skip
-    made = Peer(process, port)
-    try:
-        yield made
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        made.listening.cancel()
 
 
 # ── @bacnet-js/client ────────────────────────────────────────────────────────────────────────────
@@ -255,9 +207,13 @@ async def test_the_intrinsic_alarms_of_another_panel() -> None:
 # ── bacpypes3 ────────────────────────────────────────────────────────────────────────────────────
 
 
+def need_bacpypes3() -> None:
+    require_peer("bacpypes3", importlib.util.find_spec("bacpypes3"), "pip install bacpypes3")
+
+
 @asynccontextmanager
 async def pypes_panel() -> AsyncIterator[tuple[Any, dict[str, Any], int]]:
-    pytest.importorskip("bacpypes3", reason="no bacpypes3 (pip install bacpypes3)")
+    need_bacpypes3()
     from bacpypes3.basetypes import EngineeringUnits  # type: ignore[import-untyped]  # noqa: PLC0415
     from bacpypes3.ipv4.app import NormalApplication  # type: ignore[import-untyped]  # noqa: PLC0415
     from bacpypes3.local.analog import AnalogInputObject  # type: ignore[import-untyped]  # noqa: PLC0415
@@ -332,7 +288,7 @@ async def test_the_values_of_another_device_are_subscribed() -> None:
 
 def test_the_names_are_those_of_the_standard() -> None:
     """Each name and number against another implementation's tables."""
-    pytest.importorskip("bacpypes3", reason="no bacpypes3 (pip install bacpypes3)")
+    need_bacpypes3()
     from bacpypes3 import basetypes, primitivedata  # type: ignore[import-untyped]  # noqa: PLC0415
 
     from services.adapters.bacnet import names  # noqa: PLC0415
@@ -357,7 +313,7 @@ def test_the_names_are_those_of_the_standard() -> None:
 @asynccontextmanager
 async def bbmd() -> AsyncIterator[tuple[Any, int]]:
     """A BBMD made with bacpypes3; what it gets from its own network is `broadcast`."""
-    pytest.importorskip("bacpypes3", reason="no bacpypes3 (pip install bacpypes3)")
+    need_bacpypes3()
     from bacpypes3.ipv4.app import BBMDApplication  # noqa: PLC0415
     from bacpypes3.local.device import DeviceObject  # noqa: PLC0415
     from bacpypes3.pdu import IPv4Address  # noqa: PLC0415

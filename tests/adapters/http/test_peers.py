@@ -1,5 +1,5 @@
 """Programs that are not ours: lighttpd's digest and basic authentication in front of a CGI, npm's `ws` as
-server and client, and curl as a client of the simulators."""
+server and client, and gallagher-restapi and curl as clients of the simulators."""
 
 from __future__ import annotations
 
@@ -196,6 +196,22 @@ async def test_ws_listens_to_the_simulator() -> None:
             said = json.loads(await line(listener))
             assert said["data"]["_source"]["event"]["display_message"] == "m-1"
         assert gateway.reports == []
+
+
+# ── gallagher-restapi ────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_client_of_command_centre_waits_at_the_long_poll_of_the_simulator() -> None:
+    python = await asyncio.to_thread(peers.pypi_venv, "gallagher-restapi", "2.2.0")
+    script = str(HERE / "command_centre.py")
+    async with world("gallagher") as (_, simulator):
+        async with process(str(python), script, simulator.device.url, "wrong") as stranger:
+            assert json.loads(await line(stranger)) == "unauthorized"
+        async with process(str(python), script, simulator.device.url, SECRETS["key"]) as client:
+            await asyncio.wait_for(simulator._face.asked.wait(), 20)
+            for kind, name in ((Kind.ACCESS_FORCED_OPEN, "Forced Door"), (Kind.ACCESS_DURESS, "Duress")):
+                simulator._face.enter(simulator._face.event("door", kind, f"it was {kind}"))
+                assert json.loads(await line(client)) == [f"it was {kind}", name, "door", "340"]
 
 
 # ── curl ─────────────────────────────────────────────────────────────────────────────────────────
