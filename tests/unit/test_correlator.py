@@ -147,7 +147,9 @@ def test_a_schedule_is_judged_by_the_events_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"\xff", b"null", b'{"specversion":"1.0","id":"x"}', event().to_bytes()[:-9]]
+    "payload",
+    [b"", b"\xff", b"null", b'{"specversion":"1.0","id":"x"}', event().to_bytes()[:-9]],
+    ids=["empty", "no text", "null", "too little", "cut off"],
 )
 async def test_a_message_that_is_no_event_is_set_aside_and_receipted(
     payload: bytes, world: World, caplog: pytest.LogCaptureFixture
