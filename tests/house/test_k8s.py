@@ -430,6 +430,20 @@ BROKEN: list[tuple[str, str, Break]] = [
         "no secrets",
         lambda o: o.remove(first(o, "ExternalSecret", "correlator")),
     ),
+    (
+        "ways_out_are_narrow",
+        "adapter-osdp: egress to 0.0.0.0/0",
+        lambda o: first(o, "NetworkPolicy", "adapter-osdp")["spec"]["egress"][0]["to"].append(
+            {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}
+        ),
+    ),
+    (
+        "ways_out_are_narrow",
+        "adapter-pos: egress to kubelet (10250)",
+        lambda o: first(o, "NetworkPolicy", "adapter-pos")["spec"]["egress"][0]["ports"].append(
+            {"port": 10000, "endPort": 11000, "protocol": "TCP"}
+        ),
+    ),
     ("images_are_of_a_version", "tocsin/x", lambda o: container(o).update(image="tocsin/x")),
     ("images_are_of_a_version", "latest", lambda o: container(o).update(image="tocsin/x:latest")),
     ("images_are_of_a_version", "a:1/b", lambda o: container(o).update(image="a:1/b")),
@@ -454,6 +468,20 @@ def test_a_rule_sees_what_is_broken_in_the_fleet() -> None:
 
 def test_every_rule_is_seen_to_fail() -> None:
     assert {name for name, _, _ in BROKEN} | {"nothing_shrinks_by_itself"} == set(HOUSE_RULES)
+
+
+def test_ways_out_are_narrowed_as_the_readme_says(tmp_path: Path) -> None:
+    [patch] = re.findall(r"(?ms)^```yaml\n(patches:\n.+?)^```$", (K8S / "README.md").read_text())
+    made = {"resources": [os.path.relpath(K8S / "base", tmp_path)], **yaml.safe_load(patch)}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(made))
+    objects = kustomize(tmp_path)
+    for name, policy in (
+        (each["metadata"]["name"], each["spec"]) for each in of_kind(objects, "NetworkPolicy")
+    ):
+        if name in ("adapter-modbus", "adapter-osdp"):
+            assert policy["egress"][0]["to"] == [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
+            assert policy["egress"][0]["ports"]
+    assert not list(HOUSE_RULES["nothing_talks_by_default"](objects))
 
 
 # ── What there is ────────────────────────────────────────────────────────────────────────────────
