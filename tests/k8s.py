@@ -447,7 +447,7 @@ def nothing_talks_by_default(objects: list[Object]) -> Iterator[str]:
 
 
 GO_ANYWHERE = {"adapter-http", "adapter-mqtt", "camio-publisher", "vms-publisher"}
-"""What speaks to makers' clouds, foreign brokers, targets. Devices' own protocols stay in private networks."""
+"""What speaks to clouds, foreign brokers and targets. Devices' own protocols stay in private networks."""
 
 _PRIVATE = [ip_network(each) for each in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")]
 _OF_THE_CLUSTER = {
