@@ -79,6 +79,16 @@ def test_compose_confines_everything(name: str) -> None:
         assert service["network_mode"] == "none"
 
 
+def test_nobody_can_change_anything_in_grafana() -> None:
+    """It makes a user admin with the password admin at its first start."""
+    grafana = compose()["services"]["grafana"]
+    environment = grafana["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert all(port.startswith("127.0.0.1:") for port in grafana["ports"])
+
+
 @pytest.mark.parametrize("service", services(), ids=lambda service: service.name)
 def test_every_service_has_an_extra_and_all_of_it_is_locked(service: Service) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
