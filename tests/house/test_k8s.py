@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -783,9 +784,36 @@ def test_mosquitto_is_told_of_new_files(tmp_path: Path) -> None:
         assert watching.stdout is not None
         assert "reads them again" in watching.stdout.readline()
         until = time.monotonic() + 20
-        while not told.exists() and time.monotonic() < until:
+        while not (told.exists() and told.read_text()) and time.monotonic() < until:
             time.sleep(0.05)
         assert told.read_text() == "again\n"
+    finally:
+        for process in (watching, running):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def test_a_change_while_mosquitto_restarts_is_told_to_it_afterwards(tmp_path: Path) -> None:
+    folder, tools = tmp_path / "folder", tmp_path / "tools"
+    for each in (folder, tools):
+        each.mkdir()
+    (folder / "acl").write_text("one")
+    (tools / "pidof").write_text(f"#!/bin/sh\ncat {tmp_path}/pid\n")
+    (tools / "pidof").chmod(0o755)
+    script = K8S / "components" / "mosquitto" / "reload.sh"
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "EVERY": "0.05"}
+    running = subprocess.Popen(["sleep", "60"])
+    watching = subprocess.Popen(
+        ["sh", script, folder], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert watching.stderr is not None
+        changes = 0
+        while not select.select([watching.stderr], [], [], 0.2)[0]:  # until it has found none
+            changes += 1
+            (folder / "acl").write_text(str(changes))
+        (tmp_path / "pid").write_text(str(running.pid))
+        assert running.wait(20) == -signal.SIGHUP
     finally:
         for process in (watching, running):
             process.send_signal(signal.SIGKILL)
