@@ -47,9 +47,9 @@ PATH = Path(__file__).resolve().parent.parent / "observability/grafana/dashboard
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _GREEN, _AMBER, _RED, _PLAIN = "green", "orange", "red", "text"
-_OF_SERVICE = "* on (instance, job) group_left (service) tocsin_build_info"
+_OF_SERVICE = "* on (site, namespace, instance, job) group_left (service) tocsin_build_info"
 """Says whose a metric is that has no such label."""
-_OF_VERSION = "* on (instance, job) group_left (service, version) tocsin_build_info"
+_OF_VERSION = "* on (site, namespace, instance, job) group_left (service, version) tocsin_build_info"
 
 
 _SILENT_FOR = "(time() - (tocsin_sensor_last_seen_timestamp_seconds > 0))"

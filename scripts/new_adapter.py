@@ -2,8 +2,8 @@
 
 It lays out services/adapters/osdp and tests/adapters/osdp from scripts/templates, and enters the
 adapter where it must be listed: an extra in pyproject.toml, a service in compose.yaml, objects in
-k8s, an image in docker-bake.hcl. The room runs at once, but for its codec: its tests say what
-there is to fill in.
+k8s, an image in docker-bake.hcl, a target in observability/prometheus.yml. The room runs at once, but
+for its codec: its tests say what there is to fill in.
 """
 
 from __future__ import annotations
@@ -14,6 +14,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _SUFFIX = ".tmpl"
+
+
+_NEXT = """
+Now fill it in, starting with codec.py and a golden case: make test ARGS=tests/adapters/@MODULE@
+What only you can say:
+- pyproject.toml: the packages it needs, in the extra @NAME@; then make lock
+- compose.yaml, k8s/base/adapter-@NAME@.yaml: the port it listens on, which of its addresses devices may
+  reach, and where it connects to (egress): it listens on 7000 there, and connects to nothing
+- k8s/overlays: where it is to run, its name in the first patch, and the ACL anew (k8s/README.md)
+- README.md, docs/security.md: its row in the tables of adapters and of what listens
+- docs/images.md, its README: its image's size; make images, then make images ARGS=--document"""
 
 
 class Refused(Exception):
@@ -53,7 +64,7 @@ def _files(name: str, module: str, room: Path, tests: Path) -> dict[Path, str]:
 def _lists(name: str, root: Path) -> dict[Path, str]:
     service = f"adapter-{name}"
     pyproject, compose = root / "pyproject.toml", root / "compose.yaml"
-    bake = root / "docker-bake.hcl"
+    bake, prometheus = root / "docker-bake.hcl", root / "observability" / "prometheus.yml"
     base, components = root / "k8s" / "base", root / "k8s" / "components"
     kustomization = base / "kustomization.yaml"
     templates = ROOT / "scripts" / "templates"
@@ -64,6 +75,7 @@ def _lists(name: str, root: Path) -> dict[Path, str]:
         ),
         compose: _compose(compose, service, _fill((templates / f"compose.yaml{_SUFFIX}").read_text(), words)),
         bake: _insert(bake, r'(?m)^(?:      "adapter-.+\n)+', f'      "{service}",\n'),
+        prometheus: _among(prometheus, r"(?m)(?<=        names:\n)(?:          - .+\n)+", service),
         kustomization: _insert(kustomization, r"(?m)^(?:  - adapter-.+\n)+", f"  - {service}.yaml\n"),
         root / "secrets" / service / ".gitkeep": "",
         base / f"{service}.yaml": _fill((templates / f"k8s.yaml{_SUFFIX}").read_text(), words),
@@ -93,6 +105,17 @@ def _insert(path: Path, after: str, line: str, text: str | None = None) -> str:
     return text[: found.end()] + line + text[found.end() :]
 
 
+def _among(path: Path, names: str, name: str) -> str:
+    """The file's text with a further item in the sorted YAML list that the pattern `names` finds."""
+    text = path.read_text()
+    found = re.search(names, text)
+    if not found:
+        raise Refused(f"{path} is not laid out as expected: {names} is not in it")
+    lines = found[0].splitlines(keepends=True)
+    lines.append(lines[0].partition("- ")[0] + f"- {name}\n")
+    return text[: found.start()] + "".join(sorted(lines)) + text[found.end() :]
+
+
 def _fill(text: str, words: dict[str, str]) -> str:
     for word, value in words.items():
         text = text.replace(word, value)
@@ -110,9 +133,7 @@ def main(arguments: list[str]) -> int:
     for path in written:
         print(path.relative_to(ROOT))
     module = arguments[0].replace("-", "_")
-    print(
-        f"\nNow fill it in, starting with codec.py and a golden case: make test ARGS=tests/adapters/{module}"
-    )
+    print(_NEXT.replace("@NAME@", arguments[0]).replace("@MODULE@", module))
     return 0
 
 

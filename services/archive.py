@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import re
 import tarfile
 import zlib
@@ -75,7 +76,7 @@ def write(to: BinaryIO, manifest: Manifest, files: Mapping[str, Path]) -> None:
     """Write an archive of `files`, by their names. Raises OSError."""
     with (
         gzip.GzipFile(fileobj=to, mode="wb", compresslevel=6, filename="", mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
 
         def add(name: str, size: int, content: BinaryIO) -> None:
@@ -132,10 +133,7 @@ class Archive:
         with the manifest. Raises `BadArchive`, or OSError."""
         for file in self.manifest.files:
             path = place(file)
-            if path is not None:
-                path.unlink(missing_ok=True)
-                path.touch(mode=0o600, exist_ok=False)
-            with _told(), path.open("wb") if path else nullcontext() as out:
+            with _told(), _new(path) if path else nullcontext() as out:
                 content = self._next(file.name)
                 size, hashed = 0, hashlib.sha256()
                 while chunk := content.read(_CHUNK):
@@ -151,6 +149,12 @@ class Archive:
                 raise BadArchive(f"it holds {extra.name!r}, which its manifest does not name")
             while self._packed.read(_CHUNK):  # to the check sum at its end
                 pass
+
+
+def _new(path: Path) -> BinaryIO:
+    path.unlink(missing_ok=True)
+    # Exclusive, so it follows no link that somebody has put there.
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
 def _manifest(said: bytes) -> Manifest:

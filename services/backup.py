@@ -12,6 +12,7 @@ delivered in its earlier life before it sends it (see `shared.delivery.work.note
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import sqlite3
@@ -41,6 +42,10 @@ _STDIO = "-"
 
 class Refused(Exception):
     """It was not done; nothing was changed. The text says why, and what to do."""
+
+
+class Partly(Exception):
+    """A restore was begun and not ended; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -196,10 +201,22 @@ def _write(target: Path, manifest: Manifest, staged: dict[str, Path]) -> None:
             archive.write(out, manifest, staged)
             out.flush()
             os.fsync(out.fileno())
-        os.link(part, target)  # unlike a rename, it takes nobody else's place
+        _name(part, target)
     finally:
         part.unlink(missing_ok=True)
     _sync(target.parent)
+
+
+def _name(part: Path, target: Path) -> None:
+    """Give a file its name, unless that is somebody's."""
+    try:
+        os.link(part, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # FAT, as on disks that are carried about, has no links.
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        part.replace(target)
 
 
 def _tell_backup(target: Path | None, manifest: Manifest, settings: Settings) -> None:
@@ -273,6 +290,9 @@ def restore(settings: Settings, args: argparse.Namespace) -> int:
     except BadArchive as error:
         _say(f"{args.archive}: {error}. Nothing was changed")
         return 2
+    except Partly as error:
+        _say(f"only a part was restored: {error}. Do it again, before anything starts")
+        return 1
     except (Refused, OSError, sqlite3.Error) as error:
         _say(f"nothing was restored: {error}")
         return 1
@@ -292,7 +312,7 @@ class Restore:
         self._staged: dict[str, Path] = {}
 
     def run(self, opened: ExitStack) -> None:
-        """Raises `Refused`, `BadArchive` or OSError, and has then changed nothing."""
+        """Raises `Refused`, `BadArchive` or OSError, and has then changed nothing; or `Partly`."""
         wanted = {file.name: self._place(file) for file in self._manifest.files if self._wanted(file)}
         self._same_site()
         self._nothing_in_the_way(wanted)
@@ -312,7 +332,10 @@ class Restore:
         for name, path in self._staged.items():
             if name.startswith("stores/"):
                 _make_ready(path, name)
-        self._put(wanted)
+        try:
+            self._put(wanted)
+        except OSError as error:
+            raise Partly(str(error)) from error
         self._tell(wanted)
         _say("restored. Start the services")
 
@@ -479,7 +502,7 @@ def _own(path: Path, like: Path) -> None:
     """Give a file to whom another one belongs, if we are root: services are not."""
     if os.geteuid() == 0:
         status = like.stat()
-        os.chown(path, status.st_uid, status.st_gid)
+        os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
 def _sync(path: Path) -> None:

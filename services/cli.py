@@ -237,10 +237,11 @@ it does. Events that came and went after the backup was made are not in it.
 _RESTORE_MORE = """\
   tocsin restore tocsin-hq-20261122T081500Z.tar.gz --dry-run      what is in it, and is it whole?
   tocsin restore tocsin-hq-20261122T081500Z.tar.gz                all of a gateway
-  docker compose run --rm -T vms-publisher tocsin restore - < vms.tar.gz
+  docker compose run --rm -T vms-publisher tocsin restore - --without-site < vms.tar.gz
                                                                   one service, in its container
 
-Exit code 0: restored. 1: refused, nothing was changed. 2: the archive is damaged, nothing was changed.
+Exit code 0: restored. 1: refused, nothing was changed, unless it says that a part was restored. 2: the
+archive is damaged, nothing was changed.
 """
 _OF_FILES = ("site", "state_dir", "secrets_dir")
 
@@ -253,19 +254,17 @@ def _backup_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser
         description=_BACKUP, epilog=_BACKUP_MORE, formatter_class=raw,
     )  # fmt: skip
     backup.add_argument("to", metavar="DIR|FILE|-", help="where to write it")
-    backup.add_argument("--secrets", action="store_true", help="the secrets too, in clear")
-    backup.add_argument("--without-site", action="store_true", help="only the stores")
     restore = commands.add_parser(
         "restore",
         help="put a backup back",
         description=_RESTORE, epilog=_RESTORE_MORE, formatter_class=raw,
     )  # fmt: skip
     restore.add_argument("archive", metavar="ARCHIVE|-", help="what `tocsin backup` wrote")
-    restore.add_argument("--secrets", action="store_true", help="its secrets too, if it has them")
-    restore.add_argument("--without-site", action="store_true", help="leave the site file as it is")
     restore.add_argument("--overwrite", action="store_true", help="move aside what is there")
     restore.add_argument("--dry-run", action="store_true", help="check the archive, say what is in it")
     for each in (backup, restore):
+        each.add_argument("--secrets", action="store_true", help="the secrets too, which are in it in clear")
+        each.add_argument("--without-site", action="store_true", help="but for the site file")
         _settings(each, _OF_FILES)
 
 

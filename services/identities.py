@@ -17,6 +17,8 @@ is told to (`--reload`), so nothing is stopped: connections that stand go on, ne
 A new CA takes two steps. `rotate --new-ca` has everybody trust the new one beside the old; services
 show certificates of the new one, Mosquitto still one of the old, so that others have time to fetch
 the new `ca.crt`. `rotate --drop-old-ca` ends that time.
+
+Each file is replaced whole, and in an order in which `init` finishes what was killed half-way.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ import re
 import secrets
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +43,7 @@ from pathlib import Path
 from services import rooms
 from services.broker_acl import Extra, acl, known_services
 from services.check import secret_refs
+from shared.lock import FolderInUse, FolderLock
 from shared.secrets import MissingSecret, Secrets
 from shared.site import SecretRef, Site, SiteError, load
 
@@ -82,21 +85,24 @@ class Done:
 
 class Gateway:
     """A gateway's folder. `names` are those by which the broker is reached; `services` are those that
-    there are, by default all that are installed. `reload` has Mosquitto read its files anew."""
+    there are, by default all that are installed. `reload` has Mosquitto read its files anew; without it
+    that is left to do."""
 
     def __init__(
         self,
         folder: Path,
         names: Iterable[str],
         services: Iterable[str] | None = None,
-        reload: Callable[[], None] = lambda: None,
+        reload: Callable[[], None] | None = None,
     ) -> None:
         self.folder = folder
-        self._reload = reload
+        self._signal = reload
+        self._unread = False
         self.broker = folder / "broker"
         self.names = tuple(names)
         self.services = tuple(sorted(known_services() if services is None else services))
         self._ca = self.broker / "ca"
+        self._scratch = self._ca / "making"
         self._server = self.broker / "server"
         self._access = self.broker / "access"
         self._done = Done()
@@ -109,37 +115,92 @@ class Gateway:
         """Make every certificate anew; with `passwords`, every password too. Raises as `init` does."""
         if not (self._ca / "ca.crt").exists():
             raise Refused(f"there is nothing to rotate in {self.broker}: run tocsin init first")
-        previous = self._ca / "previous.crt"
-        if new_ca and previous.exists():
-            raise Refused("a change of CA is under way: end it first with --drop-old-ca")
-        if drop_old_ca and not previous.exists():
-            raise Refused("there is no old CA: --new-ca begins a change")
-        if new_ca:
-            for kind in ("key", "crt"):
-                (self._ca / f"ca.{kind}").rename(self._ca / f"previous.{kind}")
-            self._say("the CA changes: the old one is trusted beside the new one until --drop-old-ca")
-        if drop_old_ca:
-            previous.unlink()
-            (self._ca / "previous.key").unlink(missing_ok=True)
-            self._say("the old CA is dropped; Mosquitto forgets it when it is next restarted")
-        return self._settle(renew=True, passwords=passwords)
 
-    def _settle(self, *, renew: bool, passwords: bool = False) -> Done:
+        def change() -> None:
+            if new_ca:
+                self._begin_change()
+            if drop_old_ca:
+                self._end_change()
+
+        return self._settle(renew=True, passwords=passwords, change=change)
+
+    def _begin_change(self) -> None:
+        """Has `_certificates` make a new CA: there is none while ca.crt is that of the previous one."""
+        if self._changing() and not self._half():
+            raise Refused("a change of CA is under way: end it first with --drop-old-ca")
+        if not self._changing():
+            for kind in ("key", "crt"):
+                self._write(self._ca / f"previous.{kind}", self._of_the_ca(f"ca.{kind}"), None)
+        self._say("the CA changes: the old one is trusted beside the new one until --drop-old-ca")
+
+    def _end_change(self) -> None:
+        if not self._changing() or self._half():
+            raise Refused("there is no old CA: --new-ca begins a change")
+        (self._ca / "previous.crt").unlink()
+        self._say("the old CA is dropped; Mosquitto forgets it when it is next restarted")
+
+    def _changing(self) -> bool:
+        return (self._ca / "previous.crt").exists()
+
+    def _half(self) -> bool:
+        """Whether a change of CA was broken off before there was a new one."""
+        return self._changing() and self._of_the_ca("previous.crt") == self._of_the_ca("ca.crt")
+
+    def _of_the_ca(self, name: str) -> bytes:
+        try:
+            return (self._ca / name).read_bytes()
+        except FileNotFoundError:
+            raise Refused(
+                f"{self._ca / name} is not here: put the CA's key back to make certificates"
+            ) from None
+
+    def _settle(
+        self, *, renew: bool, passwords: bool = False, change: Callable[[], None] = lambda: None
+    ) -> Done:
         for name in ("site", "secrets", "broker"):
             self._mine(self.folder / name)
         site = self._site()
         extras = self._extras(site)
         users = sorted({*PEOPLE, *(extra.user for extra in extras)} - set(self.services))
-        rules = acl(site.site, self.services, extras).encode()
-        self._folders(site)
-        self._certificates([*self.services, *PEOPLE], renew)
-        changed = self._passwords(users, renew=passwords)
-        if self._write(self._access / "acl", rules, BROKER_UID):
-            self._say(f"made the ACL of site {site.site}")
-            changed = True
-        if changed:
-            self._reload()
+        rules = acl(site.site, self.services, extras, site.copies).encode()
+        with self._alone():
+            first = not (self._ca / "ca.crt").exists()
+            change()
+            self._folders(site)
+            self._certificates([*self.services, *PEOPLE], renew)
+            changed = self._passwords(users, renew=passwords)
+            if self._write(self._access / "acl", rules, BROKER_UID):
+                self._say(f"made the ACL of site {site.site}")
+                changed = True
+            if changed:
+                self._reload()
+            if self._unread and not first:
+                self._done.missing.append(
+                    "if Mosquitto runs, have it read that: tocsin rotate with --reload, or restart it"
+                )
         return self._done
+
+    def _reload(self) -> None:
+        if self._signal is None:
+            self._unread = True
+        else:
+            self._signal()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two at once would mix their keys and certificates."""
+        self._private(self._ca)
+        lock = FolderLock(self._ca)
+        try:
+            lock.take()
+        except FolderInUse:
+            raise Refused(f"another tocsin init or rotate works in {self.broker}: wait for its end") from None
+        try:
+            self._give(self._ca / "lock", None)
+            shutil.rmtree(self._scratch, ignore_errors=True)  # of one that was killed
+            yield
+        finally:
+            lock.release()
 
     def _say(self, line: str) -> None:
         self._done.lines.append(line)
@@ -197,18 +258,19 @@ class Gateway:
 
     def _certificates(self, identities: list[str], renew: bool) -> None:
         current, previous = self._ca / "ca.crt", self._ca / "previous.crt"
-        if not current.exists():
-            self._private(self._ca)
+        if not current.exists() or self._half():
             with self._signing(None, []) as made:
                 for kind in ("key", "crt"):
                     self._write(self._ca / f"ca.{kind}", (made / f"ca.{kind}").read_bytes(), None)
             self._say("made a CA (broker/ca)")
-        trusted = [current, previous] if previous.exists() else [current]
+        if not self._changing():
+            previous.with_suffix(".key").unlink(missing_ok=True)
+        trusted = [current, previous] if self._changing() else [current]
         bundle = b"".join(one.read_bytes() for one in trusted)
         # In this order everybody is believed at each moment: Mosquitto trusts a CA before somebody shows
         # a certificate of it, and services trust the old one until Mosquitto shows none of it any more.
         self._trust(trusted)
-        due = [one for one in identities if renew or self._stale(self.broker / one / "tls.crt", current)]
+        due = [one for one in identities if renew or self._due(self.broker / one / "tls.crt", current)]
         if due:
             with self._signing(current, due) as made:
                 for identity in due:
@@ -216,7 +278,7 @@ class Gateway:
             self._say(f"made certificates of {', '.join(due)}")
         said = "".join(f"{name}\n" for name in self.names).encode()
         renamed = self._write(self._server / "names", said, BROKER_UID)
-        if renew or renamed or self._stale(self._server / "server.crt", trusted[-1]):
+        if renew or renamed or self._due(self._server / "server.crt", trusted[-1]):
             with self._signing(trusted[-1], []) as made:
                 self._hand_out(self._server, made / "server", "server", BROKER_UID)
             self._say(f"made the broker's certificate, as {', '.join(self.names)}")
@@ -252,14 +314,12 @@ class Gateway:
         )
         if script is None or not shutil.which("openssl"):
             raise Refused("certificates are made by openssl and mosquitto/make-certs, which are not here")
-        with tempfile.TemporaryDirectory(dir=self.broker, prefix=".") as scratch:
-            made = Path(scratch)
+        made = self._scratch
+        made.mkdir(mode=0o700)
+        try:
             if authority is not None:
-                key = authority.with_suffix(".key")
-                if not key.exists():
-                    raise Refused(f"{key} is not here: put the CA's key back to make certificates")
-                shutil.copyfile(authority, made / "ca.crt")
-                shutil.copyfile(key, made / "ca.key")
+                for source in (authority, authority.with_suffix(".key")):
+                    self._write(made / f"ca{source.suffix}", self._of_the_ca(source.name), None)
             ran = subprocess.run(  # noqa: S603
                 [str(script), str(made), ",".join(self.names), *identities],
                 capture_output=True, text=True, check=False,
@@ -267,15 +327,35 @@ class Gateway:
             if ran.returncode:
                 raise Refused(f"{script} failed: {ran.stderr.strip()}")
             yield made
+        finally:
+            shutil.rmtree(made)
 
-    def _stale(self, certificate: Path, authority: Path) -> bool:
-        """Whether there is none, it is not the authority's, or it ends soon."""
+    def _due(self, certificate: Path, authority: Path) -> bool:
+        """Whether it is to be made. One that ends soon can wait, if the CA's key is kept elsewhere."""
+        if not self._stale(certificate, authority, _RENEW_BEFORE):
+            return False
+        if authority.with_suffix(".key").exists() or self._stale(certificate, authority, 0):
+            return True
+        self._done.missing.append(
+            f"{certificate.relative_to(self.folder)} ends within {_RENEW_BEFORE // 86400} days: put the CA's "
+            f"key back ({authority.with_suffix('.key').relative_to(self.folder)}) and run this again"
+        )
+        return False
+
+    def _stale(self, certificate: Path, authority: Path, before: int) -> bool:
+        """Whether there is none, its key is another's, it is not the authority's, or it ends in so many
+        seconds."""
         if not certificate.exists() or not certificate.with_suffix(".key").exists():
             return True
-        seconds = str(_RENEW_BEFORE)
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(
+                certificate, certificate.with_suffix(".key")
+            )
+        except ssl.SSLError:
+            return True
         for question in (
             ["verify", "-CAfile", str(authority), str(certificate)],
-            ["x509", "-in", str(certificate), "-noout", "-checkend", seconds],
+            ["x509", "-in", str(certificate), "-noout", "-checkend", str(before)],
         ):
             asked = subprocess.run(["openssl", *question], capture_output=True, check=False)  # noqa: S603, S607
             if asked.returncode:
@@ -284,7 +364,7 @@ class Gateway:
 
     def _hand_out(self, folder: Path, made: Path, name: str, owner: int | None) -> None:
         self._private(folder, owner)
-        # A reader between the two finds that they do not fit, and tries again.
+        # A reader between the two finds that they do not fit, and tries again; so does `_stale` after a kill.
         for kind in ("key", "crt"):
             self._write(folder / f"{name}.{kind}", made.with_name(f"{made.name}.{kind}").read_bytes(), owner)
 
@@ -303,7 +383,8 @@ class Gateway:
         for user in users:
             held = self.broker / user / "password"
             self._private(held.parent, self._owner(user))
-            if renew or not held.exists():
+            # Mosquitto would let everybody in by an empty one.
+            if renew or not held.exists() or not held.read_bytes().strip():
                 self._write(held, secrets.token_urlsafe(24).encode() + b"\n", self._owner(user))
                 self._say(f"made a password of {user} (broker/{user}/password)")
             word = held.read_bytes().rstrip(b"\r\n")
@@ -322,17 +403,25 @@ class Gateway:
         self._give(folder, owner)
 
     def _write(self, path: Path, data: bytes, owner: int | None) -> bool:
-        """Write for its owner alone to read, at once as far as readers can tell. Whether it differs."""
+        """Write for its owner alone to read, at once as far as readers can tell, and for good. Whether it
+        differs."""
         if path.exists() and path.read_bytes() == data:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f".{path.name}.new")
         new.unlink(missing_ok=True)
-        new.touch(mode=0o600)
-        new.write_bytes(data)
-        new.chmod(0o400 if owner is not None else 0o600)
-        self._give(new, owner)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            new.chmod(0o400 if owner is not None else 0o600)
+            self._give(new, owner)
+            os.fsync(file.fileno())
         new.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
         return True
 
     def _give(self, path: Path, owner: int | None) -> None:
@@ -410,10 +499,11 @@ def main(args: argparse.Namespace) -> int:
     """Returns the exit code: 1 if it cannot be done."""
 
     def reload() -> None:
-        if args.reload is not None:
-            os.kill(args.reload, signal.SIGHUP)
+        os.kill(args.reload, signal.SIGHUP)
 
-    gateway = Gateway(Path(args.folder).resolve(), args.names.split(","), reload=reload)
+    gateway = Gateway(
+        Path(args.folder).resolve(), args.names.split(","), reload=reload if args.reload is not None else None
+    )
     try:
         if args.reload is not None:
             _check_mosquitto(args.reload)

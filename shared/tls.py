@@ -44,14 +44,6 @@ def server_context(tls: Tls) -> ssl.SSLContext:
     """Raises OSError, with the files' names, if they are not what they should be."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimum == "1.3" else ssl.TLSVersion.TLSv1_2
-    load(context, tls)
-    if tls.client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED if tls.client_required else ssl.CERT_OPTIONAL
-    return context
-
-
-def load(context: ssl.SSLContext, tls: Tls) -> None:
-    """Reads the files, also again. Raises OSError as `server_context` does."""
     try:
         context.load_cert_chain(tls.certificate, tls.key)
     except OSError as error:
@@ -63,6 +55,24 @@ def load(context: ssl.SSLContext, tls: Tls) -> None:
             context.load_verify_locations(tls.client_ca)
         except OSError as error:
             raise OSError(f"client CA {tls.client_ca}: {error.strerror or error}") from None
+        context.verify_mode = ssl.CERT_REQUIRED if tls.client_required else ssl.CERT_OPTIONAL
+        # A resumed session would be as good as the certificate that it began with, which may since have
+        # lost its CA.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+    return context
+
+
+def load(context: ssl.SSLContext, tls: Tls) -> None:
+    """Reads the files again, for the connections that `context` gets from now on. Raises OSError as
+    `server_context` does; then the old ones stay."""
+    # A context never forgets a CA that it was given, so connections are handed on to a new one.
+    fresh = server_context(tls)
+
+    def hand_on(connection: ssl.SSLObject | ssl.SSLSocket, *_: object) -> None:
+        connection.context = fresh
+
+    context.sni_callback = hand_on
 
 
 def _marks(tls: Tls) -> list[tuple[int, int, int]]:

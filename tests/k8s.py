@@ -9,6 +9,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -443,6 +444,35 @@ def nothing_talks_by_default(objects: list[Object]) -> Iterator[str]:
             for block in (to["ipBlock"] for to in opened.get("to", []) if "ipBlock" in to):
                 if block["cidr"] in ("0.0.0.0/0", "::/0") and not block.get("except"):
                     yield f"{who}: egress to the cloud's metadata"
+
+
+GO_ANYWHERE = {"adapter-http", "adapter-mqtt", "camio-publisher", "vms-publisher"}
+"""What speaks to clouds, foreign brokers and targets. Devices' own protocols stay in private networks."""
+
+_PRIVATE = [ip_network(each) for each in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")]
+_OF_THE_CLUSTER = {
+    2379: "etcd",
+    2380: "etcd",
+    6443: "the API",
+    **dict.fromkeys(range(10250, 10260), "kubelet"),
+}
+
+
+@rule
+def ways_out_are_narrow(objects: list[Object]) -> Iterator[str]:
+    """Only what must reaches the internet, and nothing the ports of the cluster's own parts."""
+    for each in of_kind(objects, "NetworkPolicy"):
+        who = each["metadata"]["name"]
+        for opened in each["spec"].get("egress", []):
+            for block in (to["ipBlock"] for to in opened.get("to", []) if "ipBlock" in to):
+                cidr = ip_network(block["cidr"])
+                private = any(cidr.version == one.version and cidr.subnet_of(one) for one in _PRIVATE)  # type: ignore[arg-type]
+                if who not in GO_ANYWHERE and not private:
+                    yield f"{who}: egress to {cidr}"
+                for port in opened.get("ports", []):
+                    for number, what in _OF_THE_CLUSTER.items():
+                        if port["port"] <= number <= port.get("endPort", port["port"]):
+                            yield f"{who}: egress to {what} ({number})"
 
 
 @rule

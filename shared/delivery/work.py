@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,11 @@ def note_restored(folder: Path, until: datetime) -> Path:
     and forgotten by the store that was lost: adapters with old stores will bring it again."""
     path = folder / _RESTORED
     new = path.with_suffix(".new")
-    new.write_text(f"{until.isoformat()}\n")
+    new.unlink(missing_ok=True)
+    with new.open("x") as file:  # follows no link: root restores in a service's folder
+        file.write(f"{until.isoformat()}\n")
+        file.flush()
+        os.fsync(file.fileno())
     new.replace(path)
     return path
 

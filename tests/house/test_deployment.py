@@ -77,6 +77,19 @@ def test_compose_confines_everything(name: str) -> None:
     assert set(service.get("cap_add", ())) <= CAPABILITIES.get(name, set())
     if name in ("setup", "rotate"):
         assert service["network_mode"] == "none"
+    # Who has the CA's key can be anybody.
+    seen = {mount.split(":")[0] for mount in service.get("volumes", ())}
+    assert not seen & {".", "./broker", "./broker/ca"} or name in ("setup", "rotate")
+
+
+def test_nobody_can_change_anything_in_grafana() -> None:
+    """It makes a user admin with the password admin at its first start."""
+    grafana = compose()["services"]["grafana"]
+    environment = grafana["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert all(port.startswith("127.0.0.1:") for port in grafana["ports"])
 
 
 @pytest.mark.parametrize("service", services(), ids=lambda service: service.name)

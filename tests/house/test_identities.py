@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import mqtt5
 import pytest
 
 from services.broker import find_mosquitto
 from services.identities import Gateway, Refused
+from shared.lock import FolderLock
 from shared.site import SiteError
 from tests.peers import program, require_peer
 
@@ -98,7 +101,7 @@ def test_a_second_time_there_is_nothing_to_do(folder: Path) -> None:
     assert snapshot(folder).items() >= {k: v for k, v in before.items() if "/correlator/" in k}.items()
 
 
-def test_a_certificate_that_is_about_to_end_is_made_anew(folder: Path) -> None:
+def init_for_29_days(folder: Path) -> None:
     script = folder / "mosquitto" / "make-certs"
     script.parent.mkdir()
     text = (ROOT / "mosquitto" / "make-certs").read_text()
@@ -107,11 +110,33 @@ def test_a_certificate_that_is_about_to_end_is_made_anew(folder: Path) -> None:
     script.chmod(0o755)
     gateway(folder).init()
     shutil.copy2(ROOT / "mosquitto" / "make-certs", script)
+
+
+def test_a_certificate_that_is_about_to_end_is_made_anew(folder: Path) -> None:
+    init_for_29_days(folder)
     assert gateway(folder).init().lines == [
         f"made certificates of {', '.join(IDENTITIES)}",
         "made the broker's certificate, as 127.0.0.1, localhost",
     ]
     assert gateway(folder).init().lines == []
+
+
+def test_while_they_hold_a_gateway_starts_without_the_cas_key(folder: Path) -> None:
+    init_for_29_days(folder)
+    key = folder / "broker" / "ca" / "ca.key"
+    key.rename(folder / "elsewhere")
+    done = gateway(folder).init()
+    assert done.lines == []
+    assert [line for line in done.missing if line.startswith("broker/server/server.crt ends within 30 days")]
+    (folder / "elsewhere").rename(key)
+    done = gateway(folder).init()
+    assert len(done.lines) == 2
+    # It is no use to a Mosquitto that runs until it is told.
+    assert "if Mosquitto runs, have it read that: tocsin rotate with --reload, or restart it" in done.missing
+    told: list[bool] = []
+    done = Gateway(folder, ["localhost"], SERVICES, lambda: told.append(True)).init()
+    assert told
+    assert not [line for line in done.missing if "Mosquitto" in line]
 
 
 def test_rotation_makes_all_anew_and_keeps_passwords_and_ca(folder: Path) -> None:
@@ -211,6 +236,138 @@ def test_what_cannot_be_done_is_said(folder: Path) -> None:
     )  # fmt: skip
     assert ran.returncode == 1
     assert "not mosquitto" in ran.stderr
+
+
+class Killed(BaseException):
+    """As by SIGKILL."""
+
+
+class Death:
+    """Kills at the given change of a file; what the code does behind it is not done."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
+        self._left = at
+        for name in ("replace", "unlink", "rename"):
+            patch.setattr(Path, name, self._counted(getattr(Path, name)))
+        remove = shutil.rmtree
+        patch.setattr(shutil, "rmtree", lambda *a, **b: remove(*a, **b) if self._left > 0 else None)
+
+    def _counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*arguments: Any, **named: Any) -> Any:
+            self._left -= 1
+            if self._left <= 0:
+                raise Killed
+            return real(*arguments, **named)
+
+        return change
+
+
+STEPS = {
+    "all anew": {"passwords": True},
+    "a new CA": {"new_ca": True},
+    "the old CA dropped": {"drop_old_ca": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_step_it_is_mended_by_the_next_start(
+    folder: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is half done, `init` leaves pairs that fit, one chain, and no key of the CA lying about."""
+    broker = folder / "broker"
+
+    def there() -> Gateway:
+        return Gateway(folder, ["127.0.0.1"], [])
+
+    there().init()
+    if step == "the old CA dropped":
+        there().rotate(new_ca=True)
+    shutil.copytree(broker, folder / "before")
+    for at in itertools.count(1):
+        shutil.rmtree(broker)
+        shutil.copytree(folder / "before", broker)
+        with monkeypatch.context() as patch:
+            Death(patch, at)
+            try:
+                there().rotate(**STEPS[step])
+                break
+            except Killed:
+                pass
+        there().init()
+        where = f"{step}, killed before change {at}"
+        server, authority = broker / "server", broker / "ca"
+        for pair in (authority / "ca", server / "server", broker / "operator/tls", broker / "reader/tls"):
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(f"{pair}.crt", f"{pair}.key")
+        certificates = [str(broker / name / "tls.crt") for name in ("operator", "reader")]
+        assert said("verify", "-CAfile", f"{authority}/ca.crt", *certificates), where
+        trusted = (server / "ca.crt").read_bytes()
+        assert said("verify", "-CAfile", f"{server}/ca.crt", f"{server}/server.crt"), where
+        assert trusted == (broker / "operator" / "ca.crt").read_bytes(), where
+        assert trusted == (broker / "reader" / "ca.crt").read_bytes(), where
+        old = [(authority / f"previous.{kind}").exists() for kind in ("crt", "key")]
+        assert old in ([True, True], [False, False]), where
+        assert trusted.count(b"BEGIN") == 1 + old[0], where
+        assert not [path for path in broker.rglob("ca.key") if path.parent != authority], where
+    assert at > 4
+
+
+def test_a_wrong_site_file_stops_it_before_anything_is_changed(folder: Path) -> None:
+    gateway(folder).init()
+    before = snapshot(folder)
+    (folder / "site" / "site.yaml").write_text("site: [")
+    for what in ({"new_ca": True}, {"passwords": True}):
+        with pytest.raises(SiteError):
+            gateway(folder).rotate(**what)
+        assert snapshot(folder) == before
+
+
+def test_two_at_once_are_one_too_many(folder: Path) -> None:
+    gateway(folder).init()
+    lock = FolderLock(folder / "broker" / "ca")
+    lock.take()
+    for again in (gateway(folder).init, gateway(folder).rotate):
+        with pytest.raises(Refused, match="another tocsin init or rotate"):
+            again()
+    lock.release()
+    assert gateway(folder).init().lines == []
+
+
+def test_a_file_is_on_disk_before_it_takes_the_others_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power failure could leave an empty key, or an empty password, which lets everybody in."""
+    synced: set[int] = set()
+    real_sync, real_replace = os.fsync, Path.replace
+
+    def sync(file: int) -> None:
+        synced.add(os.fstat(file).st_ino)
+        real_sync(file)
+
+    def replace(path: Path, to: Path) -> Path:
+        assert path.stat().st_ino in synced, path
+        return real_replace(path, to)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    gateway(folder).init()
+    assert (folder / "broker" / "access").stat().st_ino in synced
+
+
+def test_an_empty_password_is_none(folder: Path) -> None:
+    gateway(folder).init()
+    (folder / "broker" / "reader" / "password").chmod(0o600)
+    (folder / "broker" / "reader" / "password").write_text("\n")
+    assert "made a password of reader (broker/reader/password)" in gateway(folder).init().lines
+    assert len((folder / "broker" / "reader" / "password").read_text()) > 20
+
+
+def test_copies_have_their_topics(folder: Path) -> None:
+    with (folder / "site" / "site.yaml").open("a") as site:
+        site.write("copies: {vms-publisher: 2}\n")
+    gateway(folder).init()
+    rules = (folder / "broker" / "access" / "acl").read_text()
+    assert "tocsin/v1/hq/services/vms-publisher-1\n" in rules
 
 
 # ── at a real Mosquitto ──────────────────────────────────────────────────────────────────────────

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -430,6 +431,20 @@ BROKEN: list[tuple[str, str, Break]] = [
         "no secrets",
         lambda o: o.remove(first(o, "ExternalSecret", "correlator")),
     ),
+    (
+        "ways_out_are_narrow",
+        "adapter-osdp: egress to 0.0.0.0/0",
+        lambda o: first(o, "NetworkPolicy", "adapter-osdp")["spec"]["egress"][0]["to"].append(
+            {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}
+        ),
+    ),
+    (
+        "ways_out_are_narrow",
+        "adapter-pos: egress to kubelet (10250)",
+        lambda o: first(o, "NetworkPolicy", "adapter-pos")["spec"]["egress"][0]["ports"].append(
+            {"port": 10000, "endPort": 11000, "protocol": "TCP"}
+        ),
+    ),
     ("images_are_of_a_version", "tocsin/x", lambda o: container(o).update(image="tocsin/x")),
     ("images_are_of_a_version", "latest", lambda o: container(o).update(image="tocsin/x:latest")),
     ("images_are_of_a_version", "a:1/b", lambda o: container(o).update(image="a:1/b")),
@@ -454,6 +469,20 @@ def test_a_rule_sees_what_is_broken_in_the_fleet() -> None:
 
 def test_every_rule_is_seen_to_fail() -> None:
     assert {name for name, _, _ in BROKEN} | {"nothing_shrinks_by_itself"} == set(HOUSE_RULES)
+
+
+def test_ways_out_are_narrowed_as_the_readme_says(tmp_path: Path) -> None:
+    [patch] = re.findall(r"(?ms)^```yaml\n(patches:\n.+?)^```$", (K8S / "README.md").read_text())
+    made = {"resources": [os.path.relpath(K8S / "base", tmp_path)], **yaml.safe_load(patch)}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(made))
+    objects = kustomize(tmp_path)
+    for name, policy in (
+        (each["metadata"]["name"], each["spec"]) for each in of_kind(objects, "NetworkPolicy")
+    ):
+        if name in ("adapter-modbus", "adapter-osdp"):
+            assert policy["egress"][0]["to"] == [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
+            assert policy["egress"][0]["ports"]
+    assert not list(HOUSE_RULES["nothing_talks_by_default"](objects))
 
 
 # ── What there is ────────────────────────────────────────────────────────────────────────────────
@@ -755,9 +784,36 @@ def test_mosquitto_is_told_of_new_files(tmp_path: Path) -> None:
         assert watching.stdout is not None
         assert "reads them again" in watching.stdout.readline()
         until = time.monotonic() + 20
-        while not told.exists() and time.monotonic() < until:
+        while not (told.exists() and told.read_text()) and time.monotonic() < until:
             time.sleep(0.05)
         assert told.read_text() == "again\n"
+    finally:
+        for process in (watching, running):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def test_a_change_while_mosquitto_restarts_is_told_to_it_afterwards(tmp_path: Path) -> None:
+    folder, tools = tmp_path / "folder", tmp_path / "tools"
+    for each in (folder, tools):
+        each.mkdir()
+    (folder / "acl").write_text("one")
+    (tools / "pidof").write_text(f"#!/bin/sh\ncat {tmp_path}/pid\n")
+    (tools / "pidof").chmod(0o755)
+    script = K8S / "components" / "mosquitto" / "reload.sh"
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "EVERY": "0.05"}
+    running = subprocess.Popen(["sleep", "60"])
+    watching = subprocess.Popen(
+        ["sh", script, folder], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert watching.stderr is not None
+        changes = 0
+        while not select.select([watching.stderr], [], [], 0.2)[0]:  # until it has found none
+            changes += 1
+            (folder / "acl").write_text(str(changes))
+        (tmp_path / "pid").write_text(str(running.pid))
+        assert running.wait(20) == -signal.SIGHUP
     finally:
         for process in (watching, running):
             process.send_signal(signal.SIGKILL)

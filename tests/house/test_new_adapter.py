@@ -74,8 +74,13 @@ def test_it_lints(made: Path, module: str, arguments: list[str]) -> None:
 
 def test_it_is_a_room_like_the_others(made: Path) -> None:
     walks = [f"tests/house/test_{each}.py" for each in ("rooms", "deployment", "k8s", "images")]
+    walks.append("tests/observability/test_rules.py")
     done = run(made, "pytest", "-q", "-k", "foo-bar or kept or every_service or entry or bake", *walks)
     assert done.returncode == 0, done.stdout
+    assert (
+        "  - adapter-espa\n          - adapter-foo-bar\n"
+        in (made / "observability" / "prometheus.yml").read_text()
+    )
 
 
 def test_only_what_is_to_fill_in_fails(made: Path) -> None:

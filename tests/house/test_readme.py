@@ -34,6 +34,8 @@ README = ROOT / "README.md"
 DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = README.read_text()
 
+PAGES = [*DOCS, *(ROOT / folder / "README.md" for folder in ("k8s", "mosquitto", "observability"))]
+
 each_page = pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 
 
@@ -218,16 +220,25 @@ def test_the_flow_for_node_red() -> None:
 # ── names ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@each_page
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
     links = re.findall(r"\]\(([^)\s]+)\)", text)
-    gone = [
-        link
-        for link in links
-        if not link.startswith(("http:", "https:", "#")) and not (page.parent / link.split("#")[0]).exists()
-    ]
+    gone = []
+    for link in links:
+        if not link.startswith(("http:", "https:")):
+            path, _, place = link.partition("#")
+            target = page.parent / path if path else page
+            if not target.exists() or (place and target.suffix == ".md" and place not in places(target)):
+                gone.append(link)
     assert not gone
+
+
+def places(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
+    headings = [re.sub(r"[^\w\- ]", "", line.lower()) for line in re.findall(r"(?m)^#+ (.+)$", text)]
+    return {heading.strip().replace(" ", "-") for heading in headings}
 
 
 @each_page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import hashlib
 import io
@@ -385,6 +386,44 @@ async def test_what_root_does_stays_the_services(here: Gateway, there: Gateway) 
     assert there.site.stat().st_uid == 0
 
 
+async def test_a_long_name_and_a_large_store_fit_into_an_archive(
+    here: Gateway, there: Gateway, tmp_path: Path
+) -> None:
+    long = "a" * 150
+    (here.secrets / long).write_text("word")
+    await fill(here, "a")
+    file = tmp_path / "it.tar.gz"
+    assert here.run("backup", str(file), "--secrets") == 0
+    assert there.run("restore", str(file), "--secrets") == 0
+    assert (there.secrets / long).read_text() == "word"
+
+    name = "stores/adapter-test/outbox.db"
+    manifest = archive.Manifest(
+        archive.FORMAT, __version__, utcnow(), None, (archive.File(name, 9 << 30, "0" * 64),)
+    )
+    (tmp_path / "short").write_bytes(b"")
+    with pytest.raises(OSError, match="unexpected end"):
+        archive.write(io.BytesIO(), manifest, {name: tmp_path / "short"})
+
+
+async def test_a_disk_without_hard_links_will_do(
+    here: Gateway, there: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those that are carried about have it (FAT)."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    await fill(here, "a")
+    file = here.folder / "it.tar.gz"
+    assert here.run("backup", str(file)) == 0
+    assert there.run("restore", str(file), "--dry-run") == 0
+    before = file.read_bytes()
+    assert here.run("backup", str(file)) == 1
+    assert file.read_bytes() == before
+
+
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -441,6 +480,50 @@ def test_a_store_in_use_is_not_replaced(
     assert there.tree() == before
     lock.release()
     assert there.run("restore", str(saved)) == 0
+
+
+@pytest.mark.parametrize("planted", ["lock", "restored.new", "restored"])
+async def test_root_writes_nowhere_else_for_a_link_in_a_services_folder(
+    planted: str, here: Gateway, there: Gateway
+) -> None:
+    """The folder is its service's, which may have been taken over."""
+    async with publisher(World(here.folder, site_of(SITE, here.folder)), Told()):
+        pass
+    file = here.folder.parent / "saved.tar.gz"
+    assert here.run("backup", str(file)) == 0
+    (store,) = here.state.rglob("work.db")
+    folder = there.state / store.parent.relative_to(here.state)
+    folder.mkdir(parents=True)
+    victim = there.folder / "victim"
+    victim.write_text("precious")
+    (folder / planted).symlink_to(victim)
+    if os.geteuid() == 0:
+        os.chown(folder, 10001, 10001)
+    owner = victim.stat().st_uid
+    there.run("restore", str(file))
+    assert victim.read_text() == "precious"
+    assert victim.stat().st_uid == owner
+
+
+def test_a_restore_that_fails_half_way_says_so(
+    saved: Path, there: Gateway, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rename = Path.rename
+
+    def failing(path: Path, to: Path) -> Path:
+        if to.name == "site.yaml":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    assert there.run("restore", str(saved)) == 1
+    said = capfd.readouterr().err
+    assert "nothing was" not in said
+    assert (
+        "only a part was restored: [Errno 5] Input/output error. Do it again, before anything starts" in said
+    )
+    monkeypatch.undo()
+    assert there.run("restore", str(saved), "--overwrite") == 0
 
 
 def test_the_stores_of_another_site_are_refused(

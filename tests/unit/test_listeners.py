@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+import ssl
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from services import listening, rooms
 from services.broker import free_port
 from shared.probing import Around, Found, Port, Waits
 from shared.site import SecretRef
-from shared.tls import Tls, problem
+from shared.tls import Tls, load, problem, server_context
 
 KEY = "00112233445566778899aabbccddeeff"
 
@@ -55,6 +58,81 @@ def test_certificates(tmp_path: Path) -> None:
     for age, words in ((-timedelta(days=1), "has expired: renew it"), (timedelta(days=3), "ends in 2 days")):
         over = Tls.model_validate(certificate(other, not_after=datetime.now(UTC) + age))
         assert words in str(problem(over))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("name", [None, "localhost"])
+async def test_renewed_files_count_for_new_connections(
+    version: ssl.TLSVersion, name: str | None, tmp_path: Path
+) -> None:
+    """All of them: a CA that is out of client_ca is trusted no more, nor is a session from before."""
+    old, new = trustme.CA(), trustme.CA()
+    settings = Tls.model_validate(
+        {name: str(tmp_path / name) for name in ("certificate", "key", "client_ca")}
+        | {"client_required": True}
+    )
+
+    def put(authority: trustme.CA) -> None:
+        made = authority.issue_cert("localhost")
+        made.private_key_pem.write_to_path(str(settings.key))
+        made.cert_chain_pems[0].write_to_path(str(settings.certificate))
+        authority.cert_pem.write_to_path(str(settings.client_ca))
+
+    def client(authority: trustme.CA) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.minimum_version = context.maximum_version = version
+        for each in (old, new):
+            each.configure_trust(context)
+        authority.issue_cert("client").configure_cert(context)
+        return context
+
+    put(old)
+    context = server_context(settings)
+    listening_at = socket.create_server(("127.0.0.1", 0))
+    listening_at.settimeout(10)
+
+    def serve() -> None:
+        accepted, _ = listening_at.accept()
+        with suppress(OSError), accepted, context.wrap_socket(accepted, server_side=True) as served:
+            served.sendall(b"x")
+            served.recv(1)
+
+    async def connect(
+        context: ssl.SSLContext, session: ssl.SSLSession | None = None
+    ) -> tuple[ssl.SSLSession | None, bytes | None]:
+        """The session, and the server's certificate; None for a client that it refuses."""
+        serving = asyncio.create_task(asyncio.to_thread(serve))
+
+        def talk() -> tuple[ssl.SSLSession | None, bytes | None]:
+            with (
+                suppress(ssl.SSLError, ConnectionError),
+                context.wrap_socket(
+                    socket.create_connection(listening_at.getsockname()),
+                    server_hostname=name,
+                    session=session,
+                ) as talking,
+            ):
+                if talking.recv(1):
+                    return talking.session, talking.getpeercert(binary_form=True)
+            return None, None
+
+        said = await asyncio.to_thread(talk)
+        await serving
+        return said
+
+    with listening_at:
+        of_old, of_new = client(old), client(new)
+        session, before = await connect(of_old)
+        assert before
+        assert (await connect(of_new))[1] is None
+        put(new)
+        load(context, settings)
+        after = (await connect(of_new))[1]
+        assert after
+        assert after != before
+        assert (await connect(of_old))[1] is None
+        assert (await connect(of_old, session))[1] is None
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])

@@ -11,7 +11,8 @@ before=$(state "$@")
 while sleep "${EVERY:-10}"; do
   now=$(state "$@") || continue
   [ "$now" != "$before" ] || continue
+  # If it is not there it may just have begun to read: it is told later then.
+  kill -HUP $(pidof mosquitto) || continue
   before=$now
   echo "certificates, ACL or passwords have changed: Mosquitto reads them again"
-  kill -HUP $(pidof mosquitto)
 done
