@@ -231,6 +231,7 @@ class Session:
         self._greeted = 0.0
         self._instance = device.instance
         self._full = False
+        self._alarms_refused = False
         self._unread: set[ObjectId] = set()
         """Enrollments that could not be read, which was said."""
         self._talk: Talk | None = None
@@ -599,8 +600,16 @@ class Session:
             try:
                 answer = await talk.ask(Confirmed.GET_EVENT_INFORMATION, data)
                 events, more = codec.decode_event_information(answer.data)
-            except Refused:
-                return  # it does not know that service
+            except Refused as refused:
+                if not self._alarms_refused:
+                    self._context.rejected(
+                        "alarms_refused",
+                        f"it does not list its standing alarms ({refused}): those of objects that are no "
+                        "sensor's are heard only when they begin",
+                        device=self.id,
+                    )
+                self._alarms_refused = True
+                return
             except Malformed as error:
                 self._bad(f"its standing alarms: {error}")
                 return

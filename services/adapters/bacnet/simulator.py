@@ -163,10 +163,12 @@ class Simulator:
         port: int = 0,
         cov: bool = True,
         multiple: bool = True,
+        alarms: bool = True,
         patience: float = 1.0,
     ) -> None:
         """It listens on `host` and UDP `port`. Without `cov` it takes no subscriptions, without `multiple` it
-        does not know ReadPropertyMultiple; after `patience` seconds it repeats a notification."""
+        does not know ReadPropertyMultiple, without `alarms` not GetEventInformation; after `patience` seconds
+        it repeats a notification."""
         self.device_id = device_id
         self.device = device
         self.faults: list[str] = []
@@ -179,6 +181,7 @@ class Simulator:
         self._address = (host, port)
         self._cov = cov
         self._multiple = multiple
+        self._alarms = alarms
         self._patience = patience
         self._zone = ZoneInfo(device.timezone) if device.timezone else None
         self._sequence = 0
@@ -426,7 +429,7 @@ class Simulator:
                 return self._subscribe(source, apdu)
             case Confirmed.SUBSCRIBE_COV:
                 return codec.error(apdu.invoke, apdu.service, *_NO_COV)
-            case Confirmed.GET_EVENT_INFORMATION:
+            case Confirmed.GET_EVENT_INFORMATION if self._alarms:
                 standing = [
                     codec.ActiveEvent(
                         each.id, each.shape.state, Bits((False, True, True)), tuple(each.stamps), 0

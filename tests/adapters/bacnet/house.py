@@ -79,7 +79,9 @@ def running(house: House) -> AbstractAsyncContextManager[Adapter]:
 @asynccontextmanager
 async def panel(**more: Any) -> AsyncIterator[tuple[House, Simulator]]:
     """A simulated device, and a gateway that has it as `panel` and is not running yet."""
-    own: dict[str, Any] = {key: more.pop(key) for key in ("cov", "multiple", "patience") if key in more}
+    own: dict[str, Any] = {
+        key: more.pop(key) for key in ("cov", "multiple", "alarms", "patience") if key in more
+    }
     own.setdefault("patience", 0.2)
     async with Simulator("panel", device(**more), secret, **own) as simulator:
         yield House({"panel": device(simulator.port, **more)}), simulator

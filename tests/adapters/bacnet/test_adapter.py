@@ -174,6 +174,14 @@ async def test_a_device_without_cov_or_multiple_reads_is_polled() -> None:
     assert Confirmed.READ_PROPERTY in simulator.asked
 
 
+async def test_a_device_that_lists_no_alarms_is_named_once() -> None:
+    async with at_work(alarms=False, reread="100ms", poll="50ms") as (house, simulator):
+        await until(lambda: simulator.asked.count(Confirmed.GET_EVENT_INFORMATION) >= 3)
+        await simulator.send("zone", Kind.FIRE_ALARM, "")
+    assert house.refused.count("alarms_refused") == 1
+    assert house.kinds == [("fire.alarm", "zone")]
+
+
 async def test_unconfirmed_notifications() -> None:
     async with at_work(confirmed=False) as (house, simulator):
         await simulator.send("zone", Kind.FIRE_ALARM, "")
