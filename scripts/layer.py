@@ -27,8 +27,10 @@ from scripts.services import ROOT, services
 COMMON, TOOLS = "common", "tools"
 HOME = "/tocsin"
 
-_RUNNER = ("__init__", "adapters/__init__", "cli", "health", "lean", "reader", "rooms", "run")
-"""The modules of `services` that run a service."""
+_RUNNER = (
+    "__init__", "adapters/__init__", "archive", "backup", "cli", "health", "lean", "reader", "rooms", "run",
+)  # fmt: skip
+"""The modules of `services` that run a service, and save and restore what it holds."""
 _NOT_IN_SERVICES = shutil.ignore_patterns("__pycache__", "simulator.py", "example.yaml", "*.md")
 _NOT_IN_TOOLS = shutil.ignore_patterns("__pycache__", "Dockerfile", "*.md")
 

@@ -78,7 +78,9 @@ def backup(settings: Settings, args: argparse.Namespace) -> int:
         with ExitStack() as opened:
             target = _target(args.to, settings)
             folder = opened.enter_context(
-                tempfile.TemporaryDirectory(prefix=".tocsin-backup-", dir=target.parent if target else None)
+                tempfile.TemporaryDirectory(
+                    prefix=".tocsin-backup-", dir=target.parent if target else _beside(settings)
+                )
             )
             staged = _gather(settings, args, Path(folder))
             manifest = _manifest(settings, staged, Path(folder))
@@ -110,6 +112,12 @@ def _target(to: str, settings: Settings) -> Path | None:
     if not path.parent.is_dir():
         raise Refused(f"there is no folder {path.parent}; make it, or end the name with / to have it made")
     return path
+
+
+def _beside(settings: Settings) -> str | None:
+    """Where copies for standard output are laid: in a container /tmp is memory, or may hold little."""
+    state = settings.state_dir or ""
+    return None if "TMPDIR" in os.environ or not os.access(state, os.W_OK) else state
 
 
 def _gather(settings: Settings, args: argparse.Namespace, folder: Path) -> dict[str, Path]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from scripts import images, layer
 from scripts.requirements import for_all, for_common, for_extra, without
 from scripts.services import adapters
+from shared.delivery import work
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +55,38 @@ def test_a_services_layer_is_its_own_folder(tmp_path: Path) -> None:
     assert {name.rpartition("/")[0] for name in found} == {"services/adapters/dc09"}
     assert {"services/adapters/dc09/adapter", "services/adapters/dc09/config"} <= found
     assert "services/adapters/dc09/simulator" not in found
+
+
+def test_a_services_image_can_save_and_restore_what_it_holds(tmp_path: Path) -> None:
+    """As docs/operations.md has it done: docker compose exec -T vms-publisher tocsin backup - > FILE"""
+    for name in (layer.COMMON, "vms-publisher"):
+        lay_out(name, tmp_path / "image")
+    [ours] = (tmp_path / "image" / "lib").glob("*/site-packages")
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+
+    def run(state: Path, *command: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        environment = {
+            "PYTHONPATH": f"{ours}:{packages}",
+            "TOCSIN_SERVICE": "vms-publisher",
+            "TOCSIN_STATE_DIR": str(state),
+        }
+        # -S: not the project itself, which is installed in place.
+        call = [sys.executable, "-S", "-m", "services.cli", *command, "--without-site"]
+        return subprocess.run(
+            call, cwd=tmp_path, env=environment, input=given, capture_output=True, check=False
+        )
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    store = old / "work.db"
+    for folder in (old, new):
+        folder.mkdir()
+    with closing(sqlite3.connect(store, isolation_level=None)) as connection:
+        work.SCHEMA.migrate(connection)
+    saved = run(old, "backup", "-")
+    assert saved.returncode == 0, saved.stderr.decode()
+    done = run(new, "restore", "-", given=saved.stdout)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (new / "work.db").exists()
 
 
 def test_profiles_come_along(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import io
 import os
 import sqlite3
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -404,6 +405,19 @@ async def test_a_long_name_and_a_large_store_fit_into_an_archive(
     (tmp_path / "short").write_bytes(b"")
     with pytest.raises(OSError, match="unexpected end"):
         archive.write(io.BytesIO(), manifest, {name: tmp_path / "short"})
+
+
+async def test_for_standard_output_it_is_laid_beside_the_stores(
+    here: Gateway, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """A container's /tmp may be memory, and count against the service's."""
+    await fill(here, "a")
+    with monkeypatch.context() as patch:
+        patch.delenv("TMPDIR", raising=False)
+        patch.setattr(tempfile, "tempdir", str(here.folder / "nowhere"))
+        assert here.run("backup", "-") == 0
+    assert capsysbinary.readouterr().out.startswith(b"\x1f\x8b")
+    assert not list(here.state.glob(".*"))
 
 
 async def test_a_disk_without_hard_links_will_do(
