@@ -136,10 +136,12 @@ async def test_what_was_acknowledged_is_there_after_a_kill(disk: str, tmp_path: 
             sys.executable, "-c", _CHILD, str(_ROOT), str(path), disk, stdout=asyncio.subprocess.PIPE
         )
         assert child.stdout is not None
-        acknowledged = [int(await child.stdout.readline()) for _ in range(many)]
-        child.kill()
-        rest = await child.stdout.read()
-        await child.wait()
+        try:
+            acknowledged = [int(await child.stdout.readline()) for _ in range(many)]
+        finally:
+            child.kill()
+            rest = await child.stdout.read()
+            await child.wait()
         acknowledged += [int(line) for line in rest.splitlines(keepends=True) if line.endswith(b"\n")]
         async with opened(tmp_path) as store:
             there = await store.read(numbers)
@@ -328,12 +330,14 @@ async def test_who_was_killed_holds_nothing(tmp_path: Path) -> None:
         sys.executable, "-c", _CHILD, str(_ROOT), str(path), "quick", stdout=asyncio.subprocess.PIPE
     )
     assert child.stdout is not None
-    await child.stdout.readline()
-    with pytest.raises(StoreUnusable, match=f"process {child.pid} on"):
-        await Store(path, SCHEMA).open()
-    child.kill()
-    await child.stdout.read()
-    await child.wait()
+    try:
+        await child.stdout.readline()
+        with pytest.raises(StoreUnusable, match=f"process {child.pid} on"):
+            await Store(path, SCHEMA).open()
+    finally:
+        child.kill()
+        await child.stdout.read()
+        await child.wait()
     async with opened(tmp_path) as store:
         assert await store.read(numbers)
 
