@@ -150,6 +150,9 @@ class Store:
         self.on_full: Callable[[bool], None] = lambda full: None
         self.on_failure: Callable[[], None] = lambda: None
         """Called for each commit that failed."""
+        self.on_undone: Callable[[sqlite3.Connection], None] = lambda connection: None
+        """Called where the work is done, after a commit was undone: what the work keeps in memory of what is
+        in the store must be read again."""
 
     async def open(self) -> None:
         """Open or create, and bring up to date. Raises `StoreUnusable`, or OSError."""
@@ -323,6 +326,8 @@ class Store:
         except BaseException as failure:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):
+                self.on_undone(connection)
             error = failure
             if isinstance(failure, sqlite3.OperationalError) and "full" in str(failure):
                 error = StoreFull(f"the disk of {self.path} is full")

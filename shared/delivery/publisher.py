@@ -136,6 +136,7 @@ class Publisher(Part):
             "work.db", work.SCHEMA, full="it holds all that it may; sightings stay with their adapters"
         )
         self._seen = Seen()
+        self._store.on_undone = self._undone
         self._receipts = Receipts(runtime.bus, target.name)
         self._receipts_due = False
         self._lanes: dict[str, _Lane] = {}
@@ -700,6 +701,10 @@ class Publisher(Part):
             self.dead -= 1
             self._offer(lane)
         return len(rows)
+
+    def _undone(self, connection: sqlite3.Connection) -> None:
+        self._seen.load(connection)
+        self._numbers.undone(connection)
 
     def _keep_numbers(self, connection: sqlite3.Connection, items: Sequence[None]) -> None:
         self._numbers.keep(connection)
