@@ -37,6 +37,8 @@ _PATIENCE = 10.0
 """Seconds for the broker to answer CONNECT or SUBSCRIBE."""
 _MOST_UNACKED = 32_768
 """Half of all packet ids, so that a free one is found at once."""
+_REFUSED = 0x80
+"""Reason codes from here on are refusals."""
 _AT_LEAST_ONCE = mqtt5.QoS.AT_LEAST_ONCE
 _AGAIN = ("tocsin-again", "1")
 """The user property of what may have been published before."""
@@ -145,6 +147,8 @@ class Connection(asyncio.Protocol):
         self._unacked: dict[int, Acked | None] = {}
         self._subscribing: dict[int, asyncio.Future[list[mqtt5.SubAckReasonCode]]] = {}
         self._quota = 65535
+        self._largest = _MAX_PACKET
+        self._said: set[str] = set()
         self._packet_id = 0
         self._last_received = 0.0
         self._ping: asyncio.TimerHandle | None = None
@@ -169,6 +173,8 @@ class Connection(asyncio.Protocol):
             self.abort("refused")
             raise BrokerRefused(_refusal(answer))
         self._quota = min(answer.receive_max, _MOST_UNACKED)
+        # Larger than what its receivers take as well: the broker would drop it without a word.
+        self._largest = min(answer.max_packet_size or _MAX_PACKET, _MAX_PACKET)
         self._keep_alive = (
             answer.server_keep_alive if answer.server_keep_alive is not None else connect.keep_alive
         )
@@ -202,7 +208,8 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """Send; at QoS 1 `acked` is called with the broker's answer, never if the connection ends.
 
-        No more is unacknowledged at the broker than it allows (its Receive Maximum); the rest waits.
+        What is larger than the broker takes is not sent, since that would end the connection; it counts as
+        refused. No more is unacknowledged at the broker than it allows (its Receive Maximum); the rest waits.
         """
         if qos == 0:
             self._write(
@@ -235,8 +242,20 @@ class Connection(asyncio.Protocol):
 
     def _publish(self, make: Callable[..., mqtt5.PublishPacket], acked: Acked | None) -> None:
         packet_id = self._next_id()
+        data = make(packet_id=packet_id).write()
+        if len(data) > self._largest:
+            self._say("a message is too large for the broker", size=len(data), limit=self._largest)
+            if acked is not None:
+                acked(mqtt5.PubAckReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+            return
         self._unacked[packet_id] = acked
-        self._write(make(packet_id=packet_id).write())
+        self._write(data)
+
+    def _say(self, problem: str, **fields: object) -> None:
+        """Once for each connection."""
+        if problem not in self._said:
+            self._said.add(problem)
+            log.error(problem, extra=fields)
 
     def ack(self, packet_id: int) -> None:
         self._write(mqtt5.PubAckPacket(packet_id).write())
@@ -339,8 +358,13 @@ class Connection(asyncio.Protocol):
                 self._on_message(Message(packet, self))
             case mqtt5.PubAckPacket():
                 acked = self._unacked.pop(packet.packet_id, None)
-                if self._waiting and len(self._unacked) < self._quota:
+                while self._waiting and len(self._unacked) < self._quota:
                     self._publish(*self._waiting.popleft())
+                if packet.reason_code.value >= _REFUSED:
+                    self._say(
+                        "the broker refuses what this service publishes; look at its ACL",
+                        answer=_words(packet.reason_code.name),
+                    )
                 if acked is not None:
                     acked(packet.reason_code)
             case mqtt5.ConnAckPacket() if not self._connack.done():
@@ -411,6 +435,7 @@ class Bus:
         self._connection: Connection | None = None
         self._joined: list[Callable[[], None]] = []
         self._problem = ""
+        self._pause = 0.0
         self._closing = False
         self.on_dropped: Callable[[], None] = lambda: None
         """Called for each message asked to be kept that found no room."""
@@ -488,21 +513,23 @@ class Bus:
 
     async def run(self) -> None:
         """Be connected, until cancelled or `close` was called."""
-        pause = 0.0
+        loop = asyncio.get_running_loop()
         while not self._closing:
             try:
                 connection = await self._join()
             except (OSError, TimeoutError, ValueError, ConnectionError) as error:
                 self._say(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
             else:
-                pause = 0.0
+                began = loop.time()
                 reason = await connection.closed
                 self._leave()
+                if loop.time() - began > self._longest_pause:
+                    self._pause = 0.0
                 if self._closing:
                     return
                 self._say(reason)
-            pause = min(self._longest_pause, max(0.1, pause * 2))
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
+            self._pause = min(self._longest_pause, max(0.1, self._pause * 2))
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
 
     async def close(self) -> None:
         """Leave in good order: what was published goes out, and the last will is not sent."""
@@ -541,7 +568,7 @@ class Bus:
                         [mqtt5.TopicFilter(s.pattern, max_qos=_AT_LEAST_ONCE) for s in self._subscriptions]
                     )
                 for subscription, code in zip(self._subscriptions, codes, strict=True):
-                    if code.value >= 0x80:
+                    if code.value >= _REFUSED:
                         log.error(
                             "the broker refuses the subscription; look at its ACL",
                             extra={"topic": subscription.pattern, "answer": _words(code.name)},

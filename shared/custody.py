@@ -162,8 +162,12 @@ class Numbers:
         return self._last
 
     def load(self, connection: sqlite3.Connection) -> None:
-        (self._reserved,) = connection.execute("SELECT reserved FROM numbers").fetchone()
+        self.undone(connection)
         self._last = self._reserved
+
+    def undone(self, connection: sqlite3.Connection) -> None:
+        """After a commit was undone, and what it reserved with it."""
+        (self._reserved,) = connection.execute("SELECT reserved FROM numbers").fetchone()
 
     def take(self, many: int = 1) -> int:
         """The first of `many` new ones."""
@@ -187,6 +191,7 @@ class Seen:
         self._most = most // 2
 
     def load(self, connection: sqlite3.Connection) -> None:
+        """At the start, and after a commit was undone."""
         self._current, self._since = connection.execute("SELECT current, since FROM seen_state").fetchone()
         (self._held,) = connection.execute(f"SELECT count(*) FROM seen{self._current}").fetchone()  # noqa: S608
 
@@ -331,6 +336,7 @@ class Sender:
         """When the oldest of them was received, as of a few seconds ago."""
         self.handed_over: Callable[[float], None] = lambda seconds: None
         """Told for each message let go: seconds since it was last sent."""
+        store.on_undone = self._undone
         bus.subscribe(self._reply, self._on_receipt)
         bus.on_joined(self._on_joined)
 
@@ -353,6 +359,10 @@ class Sender:
             lane.newest = lane.inherited = seq
         if self._parked:
             self._parked_event.set()
+
+    def _undone(self, connection: sqlite3.Connection) -> None:
+        self._seen.load(connection)
+        self._numbers.undone(connection)
 
     def next_sequence(self) -> int:
         """The number of the next message; ever growing, over restarts too."""

@@ -49,6 +49,10 @@ log = logging.getLogger("tocsin.adapter")
 _MOST_REASONS = 100
 _MOST_DETAILS = 200
 _LONGEST_DETAIL = 4096
+_LONGEST_NAME = 256
+_MOST_TEXT = 65_536
+_LARGEST_EVENT = 900_000
+"""Bytes. Some brokers take no more than 1 MB by default, and a correlator adds the cameras."""
 _STATE_EVERY = 30.0
 _KEEP_EVERY = 5.0
 _REFUSED_EVERY = 5.0
@@ -59,6 +63,7 @@ _OFFSET_STEP = 1.0
 _STATE, _OFFLINE = "state:", "offline:"
 _KEPT = ("online", "state", "battery", "battery_low", "tamper")
 _CUT = "…"
+_LEFT_OUT = "_left_out"
 
 
 class _Known:
@@ -338,7 +343,7 @@ class AdapterHost(Part):
         key, id_ = self._identity(report, received)
         kind = report.kind
         severity = known.severity[kind]
-        body = Event(
+        event = Event(
             id=id_,
             source=f"/{self.runtime.site.site}/{report.device}",
             type=f"tocsin.{kind}.v1",
@@ -357,7 +362,11 @@ class AdapterHost(Part):
                 native=_bounded(report.native),
                 details=_bounded(report.details),
             ),
-        ).to_bytes()
+        )
+        body = event.to_bytes()
+        if len(body) > _LARGEST_EVENT:
+            bare = event.data.replace(actor=None, labels=(), native={}, details={_LEFT_OUT: "all"})
+            body = event.replace(data=bare).to_bytes()
         return Entry(key, id_, LANES.get(severity, 1), known.topic, body, seq, report.repeat_window)
 
     def _identity(self, report: Report, received: datetime) -> tuple[bytes, str]:
@@ -666,13 +675,28 @@ _OF_THE_DEVICE = frozenset({Kind.DEVICE_OFFLINE, Kind.DEVICE_ONLINE, Kind.DEVICE
 
 
 def _bounded(said: Mapping[str, str]) -> dict[str, str]:
-    """At most 200 values of at most 4096 characters; what is cut says so."""
-    if len(said) <= _MOST_DETAILS and all(len(value) <= _LONGEST_DETAIL for value in said.values()):
+    """At most 200 values of at most 4,096 characters, with names of at most 256, and 65,536 characters in
+    all; what is cut says so."""
+    if (
+        len(said) <= _MOST_DETAILS
+        and sum(map(len, said.values())) <= _LONGEST_DETAIL
+        and max(map(len, said), default=0) <= _LONGEST_NAME
+    ):
         return dict(said)
     kept: dict[str, str] = {}
+    room, left_out = _MOST_TEXT, 0
     for key, value in said.items():
-        if len(kept) == _MOST_DETAILS:
-            kept["_left_out"] = str(len(said) - _MOST_DETAILS)
-            break
-        kept[key] = value if len(value) <= _LONGEST_DETAIL else value[:_LONGEST_DETAIL] + _CUT
+        name, text = _cut(key, _LONGEST_NAME), _cut(value, _LONGEST_DETAIL)
+        size = len(name) + len(text)
+        if len(kept) == _MOST_DETAILS or size > room or name in kept:
+            left_out += 1
+            continue
+        kept[name] = text
+        room -= size
+    if left_out:
+        kept[_LEFT_OUT] = str(left_out)
     return kept
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest] + _CUT

@@ -6,7 +6,7 @@ being written, goes into one commit, so that a burst pays one fsync for many.
 
 On a disk whose commits are quick the event loop itself commits: handing a commit to a thread and back
 costs more than the commit (README, Performance). When the disk is slow, a thread
-commits, and the loop goes on meanwhile.
+commits, and the loop goes on meanwhile. The same thread answers queries, between two commits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,7 @@ _SLOW = 0.01
 _MEASURE_EVERY = 0.1
 _LOG_BYTES = 8 * 1024 * 1024
 _CHECKPOINT_ITEMS = 4000
+_CHECKPOINT_BYTES = 32 * 1024 * 1024
 _TRUNCATE_BYTES = 256 * 1024 * 1024
 
 
@@ -133,10 +134,13 @@ class Store:
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="store-checkpoint")
         self._checkpointing = False
         self._unchecked = 0
+        self._log = path.with_name(path.name + "-wal")
+        self._log_bytes = self._log_checked = 0
         self._queue: list[tuple[Work, Any, asyncio.Future[Any] | None]] = []
         self._committing = False
         self._slow = False
         self._aside = False
+        self._others: set[Future[Any]] = set()
         self._usual = 0.0
         self._measured = 0.0
         self._lazy_timer: asyncio.TimerHandle | None = None
@@ -150,6 +154,9 @@ class Store:
         self.on_full: Callable[[bool], None] = lambda full: None
         self.on_failure: Callable[[], None] = lambda: None
         """Called for each commit that failed."""
+        self.on_undone: Callable[[sqlite3.Connection], None] = lambda connection: None
+        """Called where the work is done, after a commit was undone: what the work keeps in memory of what is
+        in the store must be read again."""
 
     async def open(self) -> None:
         """Open or create, and bring up to date. Raises `StoreUnusable`, or OSError."""
@@ -248,7 +255,7 @@ class Store:
 
         The future's error is `StoreFull` if the disk is full, else sqlite3.Error."""
         future: asyncio.Future[Any] = self._loop.create_future()
-        if self._connection is None:
+        if self._connection is None or self._closing:
             future.set_exception(sqlite3.ProgrammingError("the store is closed"))
             future.exception()
             return future
@@ -267,9 +274,16 @@ class Store:
             self._lazy_timer = self._loop.call_later(_LAZY, self._start)
 
     async def read(self, query: Callable[[sqlite3.Connection], R]) -> R:
-        """Run a query in the writing thread, between two commits."""
+        """Run a query in the writing thread, between two commits: it sees nothing that may yet be undone."""
         assert self._connection is not None
-        return await self._loop.run_in_executor(self._writer, query, self._connection)
+        return await asyncio.wrap_future(self._in_turn(query, self._connection))
+
+    def _in_turn(self, work: Callable[..., R], *arguments: Any) -> Future[R]:
+        """Have the writing thread do it. What is committed until it is done waits behind it there."""
+        done = self._writer.submit(work, *arguments)
+        self._others.add(done)
+        done.add_done_callback(self._others.discard)
+        return done
 
     def _start_soon(self) -> None:
         # At the end of this turn of the loop, so that all events of one read share a commit.
@@ -288,7 +302,7 @@ class Store:
         assert self._idle is not None
         self._idle.clear()
         batch, self._queue = self._queue, []
-        if self._slow:
+        if self._slow or self._others:
             self._aside = True
             self._writer.submit(self._commit_aside, batch)
         else:
@@ -323,6 +337,8 @@ class Store:
         except BaseException as failure:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):
+                self.on_undone(connection)
             error = failure
             if isinstance(failure, sqlite3.OperationalError) and "full" in str(failure):
                 error = StoreFull(f"the disk of {self.path} is full")
@@ -345,6 +361,7 @@ class Store:
             (size,) = connection.execute("PRAGMA page_size").fetchone()
         except sqlite3.Error:
             return self.full
+        self._log_bytes = self._size_of_log()
         self.bytes = (pages - free) * size
         limit = self.max_bytes * 0.95 if self.full else self.max_bytes
         return bool(self.bytes > limit)
@@ -390,7 +407,8 @@ class Store:
             self._idle.set()
         if self.full and self._probe is None and not self._closing:
             self._probe = self._loop.call_later(_TRY_AGAIN, self._try_again)
-        self._checkpoint(len(batch))
+        # Once the log is in the database it is written from its beginning, which needs no more of a disk.
+        self._checkpoint(_CHECKPOINT_ITEMS if isinstance(error, StoreFull) else len(batch))
 
     def _try_again(self) -> None:
         """Whether there is room again: while it is full nothing else might ask."""
@@ -400,28 +418,36 @@ class Store:
             self._probe = self._loop.call_later(_TRY_AGAIN, self._try_again)
 
     def _checkpoint(self, items: int) -> None:
-        """Move the log into the database from time to time, beside the writer and not in its way."""
+        """Move the log into the database from time to time, beside the writer and not in its way: after so
+        many items, or when it is large and has grown since."""
         self._unchecked += items
-        if self._checkpointing or self._unchecked < _CHECKPOINT_ITEMS:
+        grown = self._log_bytes > max(self._log_checked, _CHECKPOINT_BYTES)
+        if self._checkpointing or (self._unchecked < _CHECKPOINT_ITEMS and not grown):
             return
         self._unchecked = 0
         self._checkpointing = True
-        try:
-            size = self.path.with_name(self.path.name + "-wal").stat().st_size
-        except OSError:
-            size = 0
-        if size > _TRUNCATE_BYTES:
-            self._writer.submit(self._checkpointed, "TRUNCATE", self._connection)
+        self._log_checked = self._size_of_log()
+        if self._log_checked > _TRUNCATE_BYTES:
+            self._log_checked = 0
+            self._in_turn(self._checkpointed, "TRUNCATE", self._connection)
         else:
             self._keeper.submit(self._checkpointed, "PASSIVE", None)
+
+    def _size_of_log(self) -> int:
+        try:
+            return self._log.stat().st_size
+        except OSError:
+            return 0
 
     def _checkpointed(self, mode: str, connection: sqlite3.Connection | None) -> None:
         try:
             if connection is not None:
                 # Not to wait for who reads, such as a backup: nothing is committed meanwhile.
                 connection.execute("PRAGMA busy_timeout=0")
-                connection.execute(f"PRAGMA wal_checkpoint({mode})")
-                connection.execute("PRAGMA busy_timeout=5000")
+                try:
+                    connection.execute(f"PRAGMA wal_checkpoint({mode})")
+                finally:
+                    connection.execute("PRAGMA busy_timeout=5000")
             else:
                 with contextlib.closing(sqlite3.connect(self.path, timeout=5)) as own:
                     own.execute(f"PRAGMA wal_checkpoint({mode})")

@@ -53,6 +53,8 @@ class _Task:
     job: Job
     uncertain: bool = False
     tries: int = 0
+    failed: int = 0
+    """How often its outcome was unknown."""
     doubted: bool = False
     """Another copy may have it as well, so it is looked up before each try."""
 
@@ -66,6 +68,23 @@ class _Queue:
     loaded: int = 0
     """Every row up to this sequence number is in memory or gone."""
     newest: int = 0
+
+    def put(self, task: _Task, busy: bool) -> None:
+        """Behind the others, but for those at the end that the target fails at. Of a lane that is `busy` the
+        first is under way and stays the first."""
+        at = len(self.ready)
+        while at > busy and self.ready[at - 1].failed >= _OBSTINATE:
+            at -= 1
+        self.ready.insert(at, task)
+
+    def room(self, ahead: int) -> int:
+        """For how many tasks memory has room. Those at the end that the target fails at take none of it,
+        within reason."""
+        many = len(self.ready)
+        others = many
+        while others and self.ready[others - 1].failed >= _OBSTINATE:
+            others -= 1
+        return min(ahead - others, _MOST_AHEAD - many) - self.reserved
 
     def oldest(self) -> datetime | None:
         """When the first of them was received."""
@@ -91,18 +110,30 @@ class _Lane:
     loading: bool = False
     troubled: str | None = None
 
-    def waiting(self) -> bool:
-        return any(q.ready for q in self.queues)
-
+    yields: int = 0
+    """So many others go before life safety that the target fails at."""
     timer: asyncio.TimerHandle | None = None
 
+    def turn(self) -> int | None:
+        """The rank of the task that is next, if one is in memory."""
+        urgent, rest = self.queues
+        if rest.ready and (self.yields or not urgent.ready):
+            return 1
+        return 0 if urgent.ready else None
+
     def more_on_disk(self, ahead: int) -> bool:
-        return any(q.loaded < q.newest and len(q.ready) + q.reserved <= ahead // 4 for q in self.queues)
+        enough = min(ahead - 1, ahead - ahead // 4)
+        return any(q.loaded < q.newest and q.room(ahead) >= enough for q in self.queues)
 
 
 _AHEAD, _AHEAD_OF_ALL = 32, 512
 """Tasks in memory for each rank of a lane, and of all lanes: more makes nothing quicker."""
+_MOST_AHEAD = 256
+"""As many for each rank of a lane, when the target fails at some."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
+_OBSTINATE = 5
+"""A delivery whose outcome was unknown so often lets others of its lane go first, each time: perhaps the
+target fails at this one alone."""
 _REFUSED_PAUSE = 300.0
 """A refused credential is tried again so often, in case the target has changed its mind."""
 _RANKS = 2
@@ -136,6 +167,7 @@ class Publisher(Part):
             "work.db", work.SCHEMA, full="it holds all that it may; sightings stay with their adapters"
         )
         self._seen = Seen()
+        self._store.on_undone = self._undone
         self._receipts = Receipts(runtime.bus, target.name)
         self._receipts_due = False
         self._lanes: dict[str, _Lane] = {}
@@ -336,11 +368,7 @@ class Publisher(Part):
             seq = self._numbers.take()
             lane = self._lane(lane_id)
             queue = lane.queues[rank]
-            ahead = (
-                not self._reviving
-                and queue.loaded >= queue.newest
-                and len(queue.ready) + queue.reserved < self._ahead
-            )
+            ahead = not self._reviving and queue.loaded >= queue.newest and queue.room(self._ahead) > 0
             queue.reserved += ahead
             queue.newest = seq
             if ahead:
@@ -360,10 +388,11 @@ class Publisher(Part):
                 if new:
                     self.outstanding += 1
                     if ahead:
-                        lane.queues[rank].ready.append(task)
+                        lane.queues[rank].put(task, lane.busy)
                     if rank == 0:
                         # Life safety does not sit out a pause of our own making.
                         lane.not_before = min(lane.not_before, lane.told)
+                        lane.yields = 0
                     self._offer(lane)
             if not failed:
                 self._owe(reply, sighting.data.targets, event.id)
@@ -410,9 +439,9 @@ class Publisher(Part):
         if lane.more_on_disk(self._ahead) and not lane.loading:
             lane.loading = True
             self._spawn(self._load(lane))
-        if lane.busy or lane.refused is not None or not lane.waiting():
+        rank = lane.turn()
+        if lane.busy or lane.refused is not None or rank is None:
             return
-        rank = 0 if lane.queues[0].ready else 1
         if lane.queued is not None and lane.queued <= rank:
             return
         wait = lane.not_before - time.monotonic()
@@ -432,7 +461,7 @@ class Publisher(Part):
         """Bring the next tasks of a lane into memory, marked on disk as attempted."""
         try:
             for rank, queue in enumerate(lane.queues):
-                room = self._ahead - len(queue.ready) - queue.reserved
+                room = queue.room(self._ahead)
                 if queue.loaded >= queue.newest or room <= 0:
                     continue
                 newest = queue.newest
@@ -444,7 +473,7 @@ class Publisher(Part):
                     except msgspec.MsgspecError as error:
                         self._set_aside_row(seq, tries, str(error))
                         continue
-                    queue.ready.append(_Task(seq, rank, job, bool(attempted), tries))
+                    queue.put(_Task(seq, rank, job, bool(attempted), tries), lane.busy)
                 if len(rows) < room:
                     queue.loaded = max(queue.loaded, newest)
         except (sqlite3.Error, StoreFull) as error:
@@ -478,9 +507,12 @@ class Publisher(Part):
         self._workers -= 1
 
     async def _work(self, lane: _Lane) -> None:
-        queue = next((q for q in lane.queues if q.ready), None)
-        if queue is None:
+        rank = lane.turn()
+        if rank is None:
             return
+        queue = lane.queues[rank]
+        if rank and lane.yields:
+            lane.yields -= 1
         task = queue.ready[0]
         task.tries += 1
         credential = self.target.credential(lane.id)
@@ -502,6 +534,11 @@ class Publisher(Part):
             self._bury(lane, task, str(error))
         except Exception as error:
             task.uncertain = True
+            task.failed += 1
+            if task.failed >= _OBSTINATE:
+                queue.ready.rotate(-1)
+                if rank == 0 and queue.ready[0].failed >= _OBSTINATE:
+                    lane.yields = _AHEAD
             if not isinstance(error, Uncertain):
                 log.exception("a delivery failed in an unforeseen way", extra={"event": task.job.event.id})
             self._wait(lane, task, str(error) or type(error).__name__, None)
@@ -511,6 +548,8 @@ class Publisher(Part):
 
     def _wait(self, lane: _Lane, task: _Task, reason: str, after: float | None) -> None:
         (self._uncertain if task.uncertain else self._retried).inc()
+        if task.rank:
+            lane.yields = 0
         lane.pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, lane.pause * 2))
         pause = max(after or 0.0, lane.pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
         lane.not_before = time.monotonic() + pause
@@ -700,6 +739,10 @@ class Publisher(Part):
             self.dead -= 1
             self._offer(lane)
         return len(rows)
+
+    def _undone(self, connection: sqlite3.Connection) -> None:
+        self._seen.load(connection)
+        self._numbers.undone(connection)
 
     def _keep_numbers(self, connection: sqlite3.Connection, items: Sequence[None]) -> None:
         self._numbers.keep(connection)

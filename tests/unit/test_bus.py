@@ -275,6 +275,54 @@ async def test_no_more_is_unacknowledged_than_the_broker_allows() -> None:
         assert len({packet.packet_id for packet in broker.published}) == 5
 
 
+async def test_what_is_too_large_for_the_broker_costs_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    """Sent, it would end the connection; and the next, for it would be sent again."""
+    acks: list[object] = []
+    async with misbehaving(Misbehaving(receive_max=1)) as broker:
+        broker.connack = mqtt5.ConnAckPacket(receive_max=1, max_packet_size=1000)
+        async with member(broker.url) as bus:
+            await until(lambda: bus.connected)
+            for payload in (b"first", b"x" * 1000, b"y" * 1000, b"last"):
+                bus.publish("t", payload, acked=acks.append)
+            await until(lambda: broker.published)
+            broker.acknowledge(broker.published[0])
+            await until(lambda: len(broker.published) == 2)
+            broker.acknowledge(broker.published[1])
+            await until(lambda: len(acks) == 4)
+    assert [packet.payload for packet in broker.published] == [b"first", b"last"]
+    assert broker.connections == 1
+    assert [one.message for one in caplog.records].count("a message is too large for the broker") == 1
+
+
+async def test_what_the_broker_refuses_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with misbehaving(Misbehaving()) as broker, member(broker.url) as bus:
+        await until(lambda: bus.connected)
+        acks: list[object] = []
+        for _ in range(3):
+            bus.publish("t", b"", acked=acks.append)
+        await until(lambda: len(broker.published) == 3)
+        assert broker.writer is not None
+        for packet in broker.published:
+            assert packet.packet_id is not None
+            code = mqtt5.PubAckReasonCode.NOT_AUTHORIZED
+            broker.writer.write(mqtt5.PubAckPacket(packet.packet_id, reason_code=code).write())
+        await until(lambda: len(acks) == 3)
+    [said] = [one for one in caplog.records if "refuses" in one.message]
+    assert vars(said)["answer"] == "not authorized"
+
+
+async def test_a_broker_that_ends_each_connection_is_not_stormed() -> None:
+    async def greeting(writer: asyncio.StreamWriter) -> None:
+        writer.write(mqtt5.ConnAckPacket().write())
+        writer.close()
+
+    async with misbehaving(Misbehaving()) as broker:
+        broker.greeting = greeting
+        bus = Bus(Endpoint(broker.url), "a", longest_pause=60)
+        async with connected(bus):
+            await until(lambda: bus._pause >= 0.8)
+
+
 def _all_acknowledged(connection: Connection, rest: int) -> bool:
     return len(connection._unacked) + connection.unsent == rest
 

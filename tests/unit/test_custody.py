@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -267,6 +267,44 @@ async def test_after_a_start_what_was_left_goes_first(tmp_path: Path) -> None:
         await until(lambda: here.sender.outstanding == 0)
         assert taken == [*ids(40), "new"]
         assert here.sender.next_sequence() > 41
+
+
+def broken(connection: sqlite3.Connection, items: Sequence[object]) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+async def commit_fails(of: Adapter, id_: str) -> None:
+    """Put what is undone after all was written: the disk is full at the end of the commit."""
+    put = asyncio.create_task(of.put(id_))
+    await asyncio.sleep(0)
+    of.store.submit(broken, None)
+    with pytest.raises(StoreFull):
+        await put
+    await until(lambda: not of.store.full)
+
+
+async def test_a_number_is_never_used_twice_even_if_a_commit_failed(tmp_path: Path) -> None:
+    """Numbers are reserved in a commit, and what a failed one reserved is not."""
+    async with adapter(tmp_path) as here:
+        await commit_fails(here, "a")
+        await here.put(*ids(20))
+        last = here.sender.next_sequence()
+    async with adapter(tmp_path) as here:
+        assert here.sender.next_sequence() > last
+
+
+async def test_a_generation_of_ids_that_was_undone_has_not_begun(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        await here.put("first")
+        here.sender._seen._most = 4
+        await here.put("a", "b", "c")
+        await commit_fails(here, "d")  # the fourth, after which a new generation begins
+        here.sender._seen._most = 1000
+        await here.put("e", "f")
+    async with adapter(tmp_path) as here:
+        here.sender._seen._most = 1
+        await here.put("g")
+        assert await here.put("e", "f", "g") == [False, False, False]
 
 
 def marks(of: Adapter, id_: str) -> list[bool]:

@@ -14,6 +14,7 @@ import pytest
 
 from shared import metrics
 from shared.delivery import Job, NotAllowed, Publisher, Refused, Retry, Target, Uncertain
+from shared.delivery import publisher as delivery
 from shared.delivery.publisher import _Task as Task
 from shared.events import Event, SeenBy, Sighting
 from tests.gateway import (
@@ -251,6 +252,67 @@ async def test_after_a_start_only_what_may_have_arrived_is_looked_for(world: Wor
         await until(lambda: part.outstanding == 0)
     assert target.ids() == [one.id for one in made]
     assert [id_ for verb, _, id_ in target.calls if verb == "find"] == arrived
+
+
+@pytest.mark.parametrize("lanes", [1, 300])
+@pytest.mark.parametrize("others", [fire, event])
+async def test_what_the_target_always_fails_at_is_not_in_the_way_for_ever(
+    others: Callable[[], Event], lanes: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many lanes memory has room for two tasks of each, and the next are on disk."""
+    monkeypatch.setattr(delivery, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(delivery, "_LONGEST_PAUSE", 0.002)
+    target = Told()
+    bad = [fire() for _ in range(12)]
+
+    def answer(lane: str, one: Event) -> None:
+        if one in bad:
+            raise Uncertain("HTTP 500")
+
+    target.answer = answer
+    made = [others() for _ in range(50)]
+    async with publisher(world, target) as part:
+        tell(world, event(), cameras=tuple(f"camera-{number}" for number in range(lanes)))
+        await until(lambda: len(target.got) == lanes)
+        target.got.clear()
+        tell(world, *bad, *made, cameras=("camera-0",))
+        await until(lambda: len(target.got) == 50)
+        assert sorted(target.ids()) == sorted(one.id for one in made)
+        # It is tried on, and arrives when the target has been mended.
+        target.answer = lambda lane, event: None
+        await until(lambda: part.outstanding == 0)
+    assert sorted(target.ids()[50:]) == sorted(one.id for one in bad)
+
+
+async def test_an_alarm_does_not_wait_for_what_the_target_fails_at(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(delivery, "_LONGEST_PAUSE", 0.02)
+    target = Told()
+    bad, alarm = fire(), fire()
+
+    def answer(lane: str, one: Event) -> None:
+        if one.id == bad.id:
+            raise Uncertain("no answer")
+
+    target.answer = answer
+    async with publisher(world, target) as part:
+        tell(world, bad)
+        await until(lambda: target.calls.count(("deliver", "lobby", bad.id)) == 10)
+        tell(world, alarm, *(event() for _ in range(100)))
+        await until(lambda: target.got)
+        assert target.ids()[0] == alarm.id
+        await until(lambda: len(target.got) == 101)
+        # Another comes while that one is under way, at last with success.
+        target.answer = lambda lane, event: None
+        target.gate.clear()
+        await until(lambda: target.under_way)
+        tell(world, fire(), fire())
+        await until(lambda: len(part._lanes["lobby"].queues[0].ready) == 3)
+        target.gate.set()
+        await until(lambda: part.outstanding == 0)
+        assert len(target.got) == len(set(target.got)) == 104
 
 
 # ── what waits ───────────────────────────────────────────────────────────────────────────────────

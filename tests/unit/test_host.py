@@ -199,6 +199,23 @@ async def test_what_is_too_long_is_cut_and_says_so(world: World) -> None:
     assert made.data.details["k1"] == "x" * 4096 + "…"
 
 
+async def test_no_event_is_too_large_for_a_broker(world: World) -> None:
+    """Names within names: flattened, 500 kB of a message become 100 MB."""
+    named = {f"{'k' * 500_000}.{n}": "v" for n in range(200)}
+    texts = {f"k{n}": "\x01" * 4000 for n in range(200)}
+    async with house(world) as here:
+        made = await here.emitted(
+            report(details=named),
+            report(details=texts, native=texts),
+            report(labels=["x" * 4_000_000]),
+            report(details={"k": "v"}, actor=Actor(name="\x01" * 1_000_000)),
+        )
+    assert [len(one.to_bytes()) < 1_000_000 for one in made] == [True] * 4
+    assert [one.data.details["_left_out"] for one in made[:2]] == ["199", "184"]
+    assert made[0].data.details["k" * 256 + "…"] == "v"
+    assert [one.data.details for one in made[2:]] == [{"_left_out": "all"}] * 2
+
+
 # ── identity ─────────────────────────────────────────────────────────────────────────────────────
 
 AT = datetime(2026, 11, 21, 18, 0, tzinfo=UTC)

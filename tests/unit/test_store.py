@@ -7,9 +7,10 @@ import logging
 import os
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,12 @@ async def test_what_was_acknowledged_is_there_after_a_kill(disk: str, tmp_path: 
             sys.executable, "-c", _CHILD, str(_ROOT), str(path), disk, stdout=asyncio.subprocess.PIPE
         )
         assert child.stdout is not None
-        acknowledged = [int(await child.stdout.readline()) for _ in range(many)]
-        child.kill()
-        rest = await child.stdout.read()
-        await child.wait()
+        try:
+            acknowledged = [int(await child.stdout.readline()) for _ in range(many)]
+        finally:
+            child.kill()
+            rest = await child.stdout.read()
+            await child.wait()
         acknowledged += [int(line) for line in rest.splitlines(keepends=True) if line.endswith(b"\n")]
         async with opened(tmp_path) as store:
             there = await store.read(numbers)
@@ -328,12 +331,14 @@ async def test_who_was_killed_holds_nothing(tmp_path: Path) -> None:
         sys.executable, "-c", _CHILD, str(_ROOT), str(path), "quick", stdout=asyncio.subprocess.PIPE
     )
     assert child.stdout is not None
-    await child.stdout.readline()
-    with pytest.raises(StoreUnusable, match=f"process {child.pid} on"):
-        await Store(path, SCHEMA).open()
-    child.kill()
-    await child.stdout.read()
-    await child.wait()
+    try:
+        await child.stdout.readline()
+        with pytest.raises(StoreUnusable, match=f"process {child.pid} on"):
+            await Store(path, SCHEMA).open()
+    finally:
+        child.kill()
+        await child.stdout.read()
+        await child.wait()
     async with opened(tmp_path) as store:
         assert await store.read(numbers)
 
@@ -379,3 +384,78 @@ async def test_a_commit_aside_is_left_alone_until_it_is_done(tmp_path: Path) -> 
     rows = await store.read(lambda c: c.execute("SELECT number FROM numbers ORDER BY number").fetchall())
     assert rows == [(1,), (2,), (3,)]
     await store.close()
+
+
+async def test_what_is_read_is_on_disk(tmp_path: Path) -> None:
+    """A query may run while the event loop commits, and must not see what that may undo."""
+    begun = threading.Event()
+
+    def undone(connection: sqlite3.Connection, items: Sequence[int]) -> None:
+        insert(connection, items)
+        begun.set()
+        time.sleep(0.2)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    def query(connection: sqlite3.Connection) -> list[int]:
+        begun.wait(0.5)
+        return numbers(connection)
+
+    async with opened(tmp_path) as store:
+        reading = asyncio.create_task(store.read(query))
+        await asyncio.sleep(0)
+        with pytest.raises(sqlite3.OperationalError):
+            await store.submit(undone, 1)
+        assert await reading == []
+
+
+async def test_it_closes_though_more_keeps_coming(tmp_path: Path) -> None:
+    def slowly(connection: sqlite3.Connection, items: Sequence[int]) -> None:
+        insert(connection, items)
+        time.sleep(0.02)
+
+    async def keep_coming() -> None:
+        for number in range(1, 10_000):
+            answers.append(store.submit(slowly, number))
+            await asyncio.sleep(0.005)
+
+    answers: list[asyncio.Future[Any]] = []
+    async with opened(tmp_path) as store:
+        store._usual = 1e30
+        store._slow = True
+        coming = asyncio.create_task(keep_coming())
+        await until(lambda: len(answers) > 10)
+        async with asyncio.timeout(5):
+            await store.close()
+        coming.cancel()
+    taken = sum(answer.exception() is None for answer in answers)
+    async with opened(tmp_path) as store:
+        assert await store.read(numbers) == list(range(1, taken + 1))
+
+
+async def test_the_log_is_bounded_however_large_the_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.store._TRUNCATE_BYTES", 48 * 1024 * 1024)
+    async with opened(tmp_path) as store:
+        log = store.path.with_name("it.db-wal")
+        for _ in range(200):
+            await store.submit(fill, 1_000_000)
+            await store.submit(empty, None)
+            await asyncio.sleep(0.002)
+        assert log.stat().st_size < 100 * 1024 * 1024
+
+
+async def test_a_full_disk_is_no_reason_to_let_the_log_be(tmp_path: Path) -> None:
+    """With the log in the database, the next commits write it from its beginning and need no room."""
+
+    def there() -> list[int]:
+        with closing(sqlite3.connect(f"file:{store.path}?immutable=1", uri=True)) as without_log:
+            return numbers(without_log)
+
+    async with opened(tmp_path) as store:
+        await store.submit(insert, 100_000)
+        await full_disk(store, True)
+        assert 100_000 not in there()
+        with pytest.raises(StoreFull):
+            await store.submit(fill, 500_000)
+        await until(lambda: 100_000 in there())
