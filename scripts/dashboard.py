@@ -358,15 +358,16 @@ def _services(board: dashboard.Dashboard) -> None:
         .targets(_cells(
             f"(time() - process_start_time_seconds) {_OF_VERSION}",
             f"(time() - tocsin_site_loaded_timestamp_seconds) {_OF_VERSION}",
+            f"(tocsin_bus_certificates_end_timestamp_seconds - time()) {_OF_VERSION}",
         ))
         .transformations(_columns(
             ("service", "service"), ("version", "version"),
-            ("Value #A", "started"), ("Value #B", "site file"),
+            ("Value #A", "started"), ("Value #B", "site file"), ("Value #C", "certificates end in"),
         ))
-        .override_by_regexp("started|site file", [
+        .override_by_regexp("started|site file|certificates end in", [
             DynamicConfigValue("unit", "s"), DynamicConfigValue("decimals", 0),
         ])
-        .description("How long ago each was started, and took up its site file.")
+        .description("How long ago each started and took up its site file; how long its certificates hold.")
         .span(8).height(8)
     )  # fmt: skip
     board.with_panel(_lines(

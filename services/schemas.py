@@ -428,7 +428,8 @@ _ALL, _ADAPTERS, _CORRELATOR, _PUBLISHERS = "all", "adapters", "correlator", "pu
 EXPORTED: dict[str, tuple[metrics.Metric, ...]] = {
     _ALL: (
         metrics.BUILD, metrics.COPIES, metrics.READY, metrics.SITE_LOADED, metrics.SITE_WRONG,
-        metrics.BUS_CONNECTED, metrics.BUS_DROPPED, metrics.HOST_CLOCK, metrics.OUTSTANDING,
+        metrics.BUS_CONNECTED, metrics.BUS_DROPPED, metrics.BUS_CERTIFICATES, metrics.HOST_CLOCK,
+        metrics.OUTSTANDING,
         metrics.OLDEST, metrics.STORE_BYTES, metrics.STORE_LIMIT, metrics.STORE_FULL,
         metrics.STORE_FAILURES, metrics.DISK_FREE, metrics.DISK_SIZE,
     ),

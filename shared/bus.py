@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 
 import mqtt5
 
+from shared import certificates
 from shared.events import CONTENT_TYPE
 from shared.topics import matches
 
@@ -154,15 +155,18 @@ class Connection(asyncio.Protocol):
         self._ping: asyncio.TimerHandle | None = None
         self._keep_alive = 0
         self.closed: asyncio.Future[str] = self._loop.create_future()
+        self.certificate: dict[str, Any] | None = None
+        """The broker's, with TLS, as the ssl module tells it."""
 
     async def connect(self, endpoint: Endpoint, connect: mqtt5.ConnectPacket) -> mqtt5.ConnAckPacket:
         """Open the connection. Raises `BrokerRefused`, OSError, ssl.SSLError or TimeoutError."""
         host, port, tls = endpoint.address()
         context = endpoint.tls_context() if tls else None
         async with asyncio.timeout(_PATIENCE):
-            await self._loop.create_connection(
+            transport, _ = await self._loop.create_connection(
                 lambda: self, host, port, ssl=context, server_hostname=host if tls else None
             )
+            self.certificate = transport.get_extra_info("peercert")
             try:
                 self._write(connect.write())
                 answer = await self._connack
@@ -434,6 +438,8 @@ class Bus:
         self._kept_counter = 0
         self._connection: Connection | None = None
         self._joined: list[Callable[[], None]] = []
+        self._shown: dict[str, Any] | None = None
+        self._ours: tuple[int, float] = (0, 0.0)
         self._problem = ""
         self._pause = 0.0
         self._closing = False
@@ -445,6 +451,24 @@ class Bus:
     @property
     def connected(self) -> bool:
         return self._connection is not None
+
+    def certificates_end(self) -> float | None:
+        """When the first of the certificates ends that let it connect: its own, as the file is now, and the
+        broker's, as it was shown last. POSIX; 0 if its own has ended or cannot be read. None without TLS."""
+        found = [] if self._shown is None else [certificates.shown_to_end(self._shown).timestamp()]
+        certificate, key = self._endpoint.cert, self._endpoint.key
+        if certificate is not None:
+            try:
+                written = certificate.stat().st_mtime_ns
+                if written != self._ours[0]:
+                    self._ours = (
+                        written,
+                        certificates.ends(certificate, key or certificate, "client").timestamp(),
+                    )
+                found.append(self._ours[1])
+            except OSError:
+                found.append(0.0)
+        return min(found, default=None)
 
     def subscribe(self, pattern: str, handler: Handler, *, manual: bool = False) -> None:
         """Call `handler` for each message; before `run`. Unless `manual`, it is acknowledged when
@@ -577,6 +601,7 @@ class Bus:
             connection.abort("the subscriptions were not answered")
             raise
         self._connection = connection
+        self._shown = connection.certificate
         self._problem = ""
         log.info("connected to the broker", extra={"broker": _without_login(self._endpoint.url)})
         for topic, payload in self._retained.items():

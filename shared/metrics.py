@@ -66,6 +66,10 @@ BUS_CONNECTED = gauge("tocsin_bus_connected", "1 while there is a connection to 
 BUS_DROPPED = counter(
     "tocsin_bus_dropped_total", "Deliveries and answers that found no room while the broker was away."
 )
+BUS_CERTIFICATES = gauge(
+    "tocsin_bus_certificates_end_timestamp_seconds",
+    "When the first of the service's and the broker's certificates ends; NaN without TLS.",
+)
 HOST_CLOCK = gauge(
     "tocsin_host_clock_synchronised", "1 if the host's clock is synchronised; NaN where that can't be known."
 )

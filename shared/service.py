@@ -313,6 +313,8 @@ def _serve_metrics(runtime: Runtime, part: Part) -> Callable[[], None]:
 
     def before() -> None:
         metrics.BUS_CONNECTED.set(runtime.bus.connected)
+        ends = runtime.bus.certificates_end()
+        metrics.BUS_CERTIFICATES.set(math.nan if ends is None else ends)
         metrics.READY.set(ready() is None)
         synchronised = host_clock_synchronised()
         metrics.HOST_CLOCK.set(math.nan if synchronised is None else synchronised)

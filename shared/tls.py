@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from shared import certificates
 from shared.model import Field, model_validator
 from shared.site import Model, mistake
 
@@ -85,32 +85,13 @@ def problem(tls: Tls) -> str | None:
     """What is wrong with the files, if anything: also that the certificate has expired."""
     try:
         server_context(tls)
-        ends = _expiry(tls)
+        ends = certificates.ends(tls.certificate, tls.key, "server")
     except OSError as error:
         why = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else ""
         return f"certificate {tls.certificate}: {why}: renew it" if why else str(error)
     if (left := (ends - datetime.now(UTC)).days) < _SOON:
         return f"certificate {tls.certificate} ends in {left} days: renew it"
     return None
-
-
-def _expiry(tls: Tls) -> datetime:
-    """When the certificate ends. Raises `ssl.SSLCertVerificationError` if it is not valid now.
-
-    The ssl module shows a certificate to nobody but the other side of a handshake, so there is one."""
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(tls.certificate, tls.key)
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.load_verify_locations(tls.certificate)
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ours, theirs = client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)
-    for side in (ours, theirs, ours):
-        with contextlib.suppress(ssl.SSLWantReadError):
-            side.do_handshake()
-    said = ours.getpeercert() or {}
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(said["notAfter"])), UTC)
 
 
 async def keep_fresh(

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -138,6 +139,9 @@ async def test_certificates_and_their_ca_are_replaced_under_load(gateway: Rotati
     broker_pid, first = stack.broker.pid, await shown(stack.broker.port)
     async with gateway.load():
         await gateway.more()
+        for service in stack.services.values():
+            ends = (await service.metrics())["tocsin_bus_certificates_end_timestamp_seconds"]
+            assert 820 < (ends - time.time()) / 86400 <= 825
         assert "made certificates of adapter-bacnet" in await gateway.rotate()
         await until(lambda: _changed(stack.broker.port, first))
         await gateway.more()

@@ -35,6 +35,9 @@ ON_DEMAND = {
 }
 """What a service does not have from its start, and why. The alert on rejections reckons with it."""
 
+NO_NUMBER = ("tocsin_bus_certificates_end_timestamp_seconds",)
+"""Not a number where the broker speaks no TLS, as here. Where it does: tests/e2e/test_rotation.py."""
+
 
 @dataclass
 class Gateway:
@@ -221,7 +224,8 @@ QUERIES = [
 async def test_the_dashboard_gets_an_answer(gateway: Gateway, query: str) -> None:
     """Numbers: a series that is not a number at all would be an empty panel, too."""
     series = await gateway.prometheus.until(query.replace("$__rate_interval", "5m"))
-    assert any(not math.isnan(float(one["value"][1])) for one in series)
+    numbers = [one for one in series if not math.isnan(float(one["value"][1]))]
+    assert numbers or any(name in query for name in NO_NUMBER)
 
 
 async def test_the_rules_are_evaluated_and_nothing_else_fires(gateway: Gateway) -> None:
