@@ -4,9 +4,12 @@
 again, until everyone who must have it has sent a receipt, and only then let go.
 
 What is in flight without a receipt is bounded, and life safety has room of its own. The rest waits on
-disk, never in memory. Three things make a message go out again: the connection was renewed; younger
-messages were receipted and it was not (it was lost on the way); or nothing is receipted at all, in which
-case one message a second tries the way and all follow as soon as it is open.
+disk, never in memory. Four things make a message go out again: the connection was renewed; younger
+messages were receipted and it was not (it was lost on the way); its patience ended; or nothing was receipted
+for a while, in which case one message a second tries the way, and all follow when it is open. On a slow way
+every repeat holds up what is new. So a receipt shows what was overtaken only if its message was sent once (or
+it might be for the earlier one), patience is no less than twice what receipts take, and what comes late of
+itself is not sent again.
 
 An event that one target has taken and another has not gives its room in flight back: a target that is
 away for days holds up no other. Such an event is *parked*: on disk, tried again a few at a time. So is what
@@ -263,6 +266,10 @@ class _Flight:
     body: bytes
     got: set[str] = field(default_factory=set)
     sent: float = 0.0
+    first: bool = False
+    """It was sent once, and never before: a receipt can be for no other sending."""
+    heard: float = 0.0
+    """When somebody last receipted it."""
     tries: int = 0
     overtaken: int = 0
     again: bool = False
@@ -296,6 +303,7 @@ _OVERTAKEN_DOUBLES = 3
 _STALLED = 2.0
 _CANARY = 1.0
 _PATIENCE = (5.0, 10.0, 20.0, 30.0)
+_MOST_PATIENT = 120.0
 _PARTIAL_MOST = 2000
 _PARKED_CHUNK = 64
 _PARKED_PAUSES = (1.0, 60.0)
@@ -328,7 +336,12 @@ class Sender:
         self._numbers = Numbers()
         self._last_receipt = 0.0
         self._overtaking = 0.0
+        self._takes = 0.0
+        """Seconds from sending to receipt: the most of late."""
         self._stalled = False
+        """Nothing is receipted."""
+        self._resumed = 0.0
+        """When the silence ended, until it is known whether the way was open or only slow."""
         self._canary_at = 0.0
         self.outstanding = 0
         """How many messages are in custody here."""
@@ -440,6 +453,7 @@ class Sender:
 
     def _send(self, flight: _Flight) -> None:
         flight.sent = time.monotonic()
+        flight.first = not flight.again
         flight.again |= self._bus.publish(
             flight.topic,
             flight.body,
@@ -464,6 +478,7 @@ class Sender:
             return
         now = self._last_receipt = time.monotonic()
         done: list[tuple[int, int]] = []
+        known = sure = False
         needed = set(receipt.of)
         for id_ in receipt.ids:
             flight = None
@@ -474,7 +489,16 @@ class Sender:
                 flight = self._partial.pop(id_, None) or self._reminded.get(id_)
             if flight is None:
                 continue
-            self._overtaking = max(self._overtaking, flight.sent)
+            flight.heard = now
+            if flight.first or flight.probe:
+                self._overtaking = max(self._overtaking, flight.sent)
+            took = now - flight.sent
+            if took > self._takes:
+                self._takes = took
+            elif flight.first:  # of what was sent twice only so much is known: it took as long at least
+                self._takes += (took - self._takes) / 8
+            known = True
+            sure |= flight.first
             flight.got.add(receipt.by)
             if flight.probe:
                 self._lanes[flight.lane].opened = now
@@ -492,15 +516,25 @@ class Sender:
             self._park(list(self._partial.values())[: _PARTIAL_MOST // 2])
         if not self._reminded:
             self._reminded_event.set()
-        if self._stalled:
+        if self._stalled and known:
             self._stalled = False
+            self._resumed = now
             for lane in self._lanes:
                 for flight in lane.flying.values():
                     flight.tries = flight.overtaken = 0
-                    if now - flight.sent > _CANARY:
-                        self._send(flight)
+            if not sure:
+                self._resume(self._lanes[0])  # life safety does not wait
+        if sure:
+            # The way was only slow; or it is open, and shows what was overtaken.
+            self._resumed = 0.0
         for lane in self._lanes:
             self._load(lane)
+
+    def _resume(self, lane: _Lane) -> None:
+        """After a silence: send again what was sent before its end."""
+        for flight in lane.flying.values():
+            if flight.sent < self._resumed - _CANARY:
+                self._send(flight)
 
     def _park(self, flights: list[_Flight]) -> None:
         for flight in flights:
@@ -510,7 +544,7 @@ class Sender:
         def parked(done: asyncio.Future[None]) -> None:
             if done.cancelled() or done.exception() is not None:
                 for flight in flights:
-                    flight.sent = time.monotonic()  # to be parked later
+                    flight.heard = time.monotonic()  # to be parked later
                     self._partial[flight.id] = flight
                 return
             # Not before they are found on disk, or they would be looked for in vain and forgotten.
@@ -567,15 +601,13 @@ class Sender:
                 self._load(lane)
             await asyncio.sleep(_TICK)
             now = time.monotonic()
-            stale = [f for f in self._partial.values() if now - f.sent > _STALLED]
+            stale = [f for f in self._partial.values() if now - f.heard > _STALLED]
             if stale:
                 self._park(stale)
             if not self._bus.connected:
                 continue
             flying = [f for lane in self._lanes for f in lane.flying.values()]
-            if not flying:
-                continue
-            if now - self._last_receipt > _STALLED and now - flying[0].sent > _STALLED:
+            if now - self._last_receipt > _STALLED and any(now - f.sent > _STALLED for f in flying):
                 self._stalled = True
             if self._stalled and now - self._canary_at > _CANARY:
                 self._canary_at = now
@@ -583,8 +615,13 @@ class Sender:
                     if lane.flying:
                         self._send(next(iter(lane.flying.values())))
                         await self._probe(lane)
-            for flight in flying:
-                patience = _PATIENCE[min(flight.tries, len(_PATIENCE) - 1)]
+            if self._resumed and now - self._resumed > _OVERTAKEN:
+                for lane in self._lanes:
+                    self._resume(lane)
+                self._resumed = 0.0
+            patient = _PATIENCE[-1] if self._stalled else min(2 * self._takes, _MOST_PATIENT)
+            for flight in [f for lane in self._lanes for f in lane.flying.values()]:
+                patience = max(_PATIENCE[min(flight.tries, len(_PATIENCE) - 1)], patient)
                 overtaken = _OVERTAKEN * 2 ** min(flight.overtaken, _OVERTAKEN_DOUBLES)
                 if flight.sent + overtaken < self._overtaking:
                     flight.overtaken += 1
@@ -636,7 +673,7 @@ class Sender:
             return
         left = [f for f in lane.flying.values() if f.overtaken >= _OVERTAKEN_DOUBLES]
         if lane.opened and now - lane.opened > _CANARY:
-            left = [f for f in lane.flying.values() if f.sent <= lane.opened + _TICK]
+            left = [f for f in lane.flying.values() if f.sent <= lane.opened + 2 * _TICK]
             lane.opened = 0.0
         if left:
             for flight in left:
@@ -657,10 +694,15 @@ class Sender:
             await asyncio.sleep(pause)
             if not self._bus.connected:
                 continue
+            try:
+                # What was let go is gone from the disk then, too.
+                await self._store.settled()
+            except (StoreFull, sqlite3.Error):
+                pause = longest
+                continue
             rows = await self._store.read(_parked_query(after))
             if not rows:
                 after = 0
-                # Long enough for what was let go to be gone from the disk too.
                 pause = max(_PARKED_PAUSES[0], pause)
                 continue
             after = rows[-1][0]
@@ -673,12 +715,12 @@ class Sender:
             for flight in list(self._reminded.values()):
                 self._send(flight)
             try:
-                async with asyncio.timeout(_STALLED):
+                async with asyncio.timeout(max(_STALLED, min(2 * self._takes, longest))):
                     await self._reminded_event.wait()
             except TimeoutError:
                 pass
+            # Those that are left may yet be receipted until others take their place.
             helped = before - len(self._reminded)
-            self._reminded = {}
             if helped:
                 pause = 0.0 if helped == before else 0.2
             else:

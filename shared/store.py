@@ -273,6 +273,10 @@ class Store:
         if not self._committing and self._lazy_timer is None:
             self._lazy_timer = self._loop.call_later(_LAZY, self._start)
 
+    async def settled(self) -> None:
+        """Return when all that was submitted before is on disk, also what could wait. Raises as `submit`."""
+        await self.submit(_nothing, None)
+
     async def read(self, query: Callable[[sqlite3.Connection], R]) -> R:
         """Run a query in the writing thread, between two commits: it sees nothing that may yet be undone."""
         assert self._connection is not None
@@ -463,6 +467,10 @@ def _remedy(error: sqlite3.Error) -> str:
     if isinstance(error, sqlite3.OperationalError):
         return "see that this user may write it and its folder, and start again"
     return "it is damaged or no store: move it aside, or restore a backup (tocsin restore)"
+
+
+def _nothing(connection: sqlite3.Connection, items: Sequence[Any]) -> None:
+    pass
 
 
 def _touch(connection: sqlite3.Connection, items: Sequence[Any]) -> None:

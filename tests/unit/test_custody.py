@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared import custody
+from shared.bus import Message
 from shared.custody import OUTBOX_SCHEMA, SEEN_SCHEMA, Entry, Receipts, Seen, Sender
 from shared.custody import _Flight as Flight
 from shared.events import Receipt
@@ -243,6 +244,98 @@ async def test_while_nothing_is_receipted_one_message_tries_the_way(tmp_path: Pa
         taken = taker(here)
         await until(lambda: here.sender.outstanding == 0)
         assert set(taken) == set(ids(200))
+
+
+class Line:
+    """The only way to the takers, first come, first served; as slow as it is told."""
+
+    def __init__(self, hub: Hub, pause: float) -> None:
+        self._hub = hub
+        self._pause = pause
+        self._waiting: list[Sent] = []
+        self.cut = False
+        """What is sent then is lost, and so is what is on its way."""
+        self.held = False
+        """What is sent then comes later."""
+        hub.loses = self._take
+
+    def _take(self, sent: Sent) -> bool:
+        if sent.topic != REPLY:
+            self._waiting.append(sent)
+            return True
+        return False
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._pause)
+            if self.cut:
+                self._waiting.clear()
+            if self._waiting and not self.held:
+                sent = self._waiting.pop(0)
+                for bus in list(self._hub.buses):
+                    bus.receive(sent)
+
+
+async def test_a_slow_line_is_not_filled_with_repeats(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        line = Line(here.hub, 0.005)
+        carrying = asyncio.create_task(line.run())
+        taken = taker(here)
+        await here.put(*ids(400))
+        await until(lambda: here.sender.outstanding == 0)
+        await leave(carrying)
+        assert list(dict.fromkeys(taken)) == ids(400)
+        assert len(here.published()) < 440
+
+
+async def test_what_was_only_held_up_does_not_go_up_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(custody, "_OVERTAKEN", 0.5)  # a busy machine is no slow line
+    async with adapter(tmp_path) as here:
+        line = Line(here.hub, 0.005)
+        carrying = asyncio.create_task(line.run())
+        line.held = True
+        taken = taker(here)
+        await here.put(*ids(300))
+        await asyncio.sleep(1)
+        line.held = False
+        await until(lambda: here.sender.outstanding == 0)
+        await leave(carrying)
+        assert list(dict.fromkeys(taken)) == ids(300)
+        assert len(here.published()) < 360
+
+
+async def test_after_a_cut_everything_goes_up_a_slow_line_once_more(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        line = Line(here.hub, 0.005)
+        carrying = asyncio.create_task(line.run())
+        line.cut = True
+        taken = taker(here)
+        await here.put(*ids(300))
+        await asyncio.sleep(1)
+        assert len(here.published()) < 350
+        line.cut = False
+        await until(lambda: here.sender.outstanding == 0)
+        await leave(carrying)
+        assert set(taken) == set(ids(300))
+        assert len(here.published()) < 700
+
+
+async def test_what_is_lost_on_a_line_in_use_goes_up_again(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        line = Line(here.hub, 0.002)
+        carrying = asyncio.create_task(line.run())
+        taken = taker(here)
+        made = ids(600)
+        for start in range(0, 600, 20):
+            line.cut = 100 <= start < 160
+            await here.put(*made[start : start + 20])
+            await asyncio.sleep(0.03)
+        await until(lambda: here.sender.outstanding == 0)
+        await leave(carrying)
+        assert set(taken) == set(made)
+        assert len(here.published()) < 900
 
 
 async def test_a_new_connection_brings_what_was_under_way(tmp_path: Path) -> None:
@@ -483,6 +576,38 @@ async def test_counting_stays_right_while_parked_messages_come_and_go(tmp_path: 
         await asyncio.sleep(0.3)
         assert here.sender.outstanding == 2
         stubborn.clear()
+        await until(lambda: here.sender.outstanding == 0)
+
+
+async def test_who_is_slow_to_receipt_is_heard_too(tmp_path: Path) -> None:
+    """Longer than the pause between two attempts at what is parked."""
+    async with adapter(tmp_path) as here:
+        taker(here, "vms", BOTH)
+        await here.put(*ids(100))
+        await on_disk(here, ["vms"] * 100)
+        camio = here.hub.bus()
+
+        def on_event(message: Message) -> None:
+            id_ = (message.correlation or b"").decode()
+            receipt = Receipt(by="camio", of=BOTH, ids=(id_,)).to_bytes()
+            asyncio.get_running_loop().call_later(0.7, camio.publish, REPLY, receipt)
+
+        camio.subscribe(TOPICS.event("+", "+"), on_event)
+        await until(lambda: here.sender.outstanding == 0)
+
+
+async def test_what_was_let_go_is_not_let_go_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although its row is on disk yet, where commits are slow."""
+    monkeypatch.setattr("shared.store._LAZY", 1000)
+    async with adapter(tmp_path) as here:
+        taker(here, "vms", BOTH)
+        await here.put("a", "b", "stubborn")
+        await on_disk(here, ["vms"] * 3)
+        taker(here, "camio", BOTH, takes=lambda id_: id_ != "stubborn")
+        await until(lambda: here.sender.outstanding < 3)
+        await asyncio.sleep(1)
+        assert here.sender.outstanding == 1
+        taker(here, "camio", BOTH)
         await until(lambda: here.sender.outstanding == 0)
 
 
