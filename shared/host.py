@@ -494,7 +494,9 @@ class AdapterHost(Part):
             return
         known = orjson.loads(kept)
         self._seen_gauges[sensor].set(known.pop("last_seen") or 0)
-        self._states[sensor] = self._states[sensor].replace(**known)
+        # A later version may have kept more.
+        said = {name: known[name] for name in _KEPT if name in known}
+        self._states[sensor] = self._states[sensor].replace(**said)
 
     async def _publish_states(self) -> None:
         keep_at = time.monotonic() + _KEEP_EVERY

@@ -117,7 +117,7 @@ class Correlator(Part):
         place = self._plan.place(event)
         if place is None:
             of_a_sensor = event.data.sensor.type is not SensorType.DEVICE
-            if of_a_sensor and utcnow() - event.recordedtime < _PATIENCE_FOR_MAP:
+            if of_a_sensor and abs(utcnow() - event.recordedtime) < _PATIENCE_FOR_MAP:
                 return
             place = self._plan.device_place(event)
             if place is None:

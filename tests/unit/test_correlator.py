@@ -163,6 +163,19 @@ async def test_a_message_that_is_no_event_is_set_aside_and_receipted(
     assert "could not be understood" in caplog.text
 
 
+async def test_an_event_of_a_kind_that_only_a_later_version_knows_is_passed_on(world: World) -> None:
+    made = event()
+    payload = made.to_bytes().replace(f'"kind":"{made.data.kind}"'.encode(), b'"kind":"access.by_drone"')
+    async with correlator(world):
+        topic = TOPICS.event(made.data.sensor.type, made.data.sensor.id)
+        world.hub.buses[-1].receive(Sent(topic, payload, REPLY, made.id.encode()))
+        await until(lambda: sightings(world))
+    [passed] = sightings(world)
+    assert b'"kind":"access.by_drone"' in passed.payload
+    assert passed.response_topic == REPLY
+    assert receipts(world) == []
+
+
 async def test_an_unknown_sensors_event_waits_for_a_map_that_knows_it(world: World) -> None:
     async with correlator(world):
         young = event(sensor="side-door", device="side-controller")

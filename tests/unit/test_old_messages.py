@@ -14,7 +14,7 @@ import pytest
 from services.correlator.plan import Place, View
 from services.correlator.service import sighting
 from services.messages import MESSAGES, PublicMessage, message_schema, plain
-from shared.events import Event, Sighting
+from shared.events import Event, Kind, Malformed, Sighting
 from tests.schemas import validator
 
 FOLDER = Path(__file__).with_name("messages")
@@ -93,3 +93,30 @@ def test_a_correlator_passes_on_what_it_does_not_know(path: Path) -> None:
     made = sighting(event, body, place, ("vms",), "/hq/correlator")
     assert orjson.loads(made)["data"]["event"] == orjson.loads(body)
     assert Sighting.from_bytes(made).data.event == event
+
+
+def of_a_later_kind(path: Path, kind: Any) -> tuple[bytes, Any]:
+    said = json.loads(path.read_bytes())
+    inner = said["data"]["event"]["data"] if "event" in said["data"] else said["data"]
+    inner["kind"] = kind
+    return json.dumps(said).encode(), inner
+
+
+EVENTS = [path for path in GOLDEN if path.stem.split("--")[0] in ("event", "sighting")]
+
+
+@pytest.mark.parametrize("path", EVENTS, ids=name)
+def test_a_kind_of_a_later_version_is_an_event_all_the_same(path: Path) -> None:
+    message, said = of_a_later_kind(path, "gas.leak_in_orbit")
+    read = kind(path).model.from_bytes(message)  # type: ignore[attr-defined]
+    event = read.data.event.data if isinstance(read, Sighting) else read.data
+    assert event.kind is Kind.SENSOR_EVENT
+    assert event.severity == said["severity"]
+    assert event.details == {**said.get("details", {}), "kind": "gas.leak_in_orbit"}
+
+
+@pytest.mark.parametrize("path", EVENTS, ids=name)
+@pytest.mark.parametrize("wrong", [None, 7, ["fire.alarm"]])
+def test_what_is_no_kind_is_no_event(path: Path, wrong: Any) -> None:
+    with pytest.raises(Malformed, match="kind"):
+        kind(path).model.from_bytes(of_a_later_kind(path, wrong)[0])  # type: ignore[attr-defined]
