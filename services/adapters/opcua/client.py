@@ -161,8 +161,10 @@ class _Protocol(UASocketProtocol):
     """asyncua's, which by default keeps whatever a server sends, and believes the server's own limits."""
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
         channel = self._connection
+        # What the server takes for a request, which asyncua holds for what it may answer.
+        channel._limits.max_message_size = channel._limits.max_chunk_count = 0
+        super().data_received(data)
         waiting = len(self.receive_buffer or b"") + channel._incoming_size
         if waiting > LONGEST_MESSAGE or len(channel._incoming_parts) > _MOST_CHUNKS:
             self.receive_buffer = None

@@ -59,6 +59,18 @@ async def test_a_value_of_many_chunks_is_cut_off(bms: Simulator) -> None:
     assert await probe(bms.device, context({}).secret) is None
 
 
+async def test_an_answer_may_be_longer_than_the_server_takes_a_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MaxMessageSize of an ACK bounds requests (OPC 10000-6, 7.1.2.4)."""
+    protocol = client._Protocol(timeout=1)
+    protocol._connection._limits.max_message_size = 64
+    whole = struct.pack("<4sI", b"MSGC", 1 << 12) + bytes((1 << 12) - 8)
+    monkeypatch.setattr(protocol._connection, "_check_incoming_chunk", lambda chunk: None)
+    protocol.data_received(whole)
+    assert protocol._connection._incoming_size > 64
+
+
 async def test_ids_and_codes_are_those_of_the_foundation() -> None:
     """asyncua's are made from NodeIds.csv and StatusCode.csv of github.com/OPCFoundation/UA-Nodeset."""
     ids = {
