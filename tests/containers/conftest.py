@@ -6,9 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from testcontainers.core.config import testcontainers_config
 
 from scripts import images
 from tests.peers import require_peer
+
+# It would be another image to pull, to remove what a test leaves that was killed.
+testcontainers_config.ryuk_disabled = True
 
 ROOT = Path(__file__).resolve().parents[2]
 

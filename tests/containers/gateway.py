@@ -112,6 +112,15 @@ class Gateway:
         assert done.returncode == 0 or not ok, f"{arguments}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def piped(self, *arguments: str, given: bytes = b"") -> bytes:
+        """The same with what is given to it, and what it printed, as they are."""
+        done = subprocess.run(
+            [*self._compose, *arguments], cwd=self.folder, env=clean_environment(), input=given,
+            capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{arguments}: {done.stderr.decode()}"
+        return done.stdout
+
     def docker(self, *arguments: str, ok: bool = True) -> str:
         done = _ran("docker", *arguments)
         assert done.returncode == 0 or not ok, f"docker {arguments}: {done.stdout}{done.stderr}"

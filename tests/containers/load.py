@@ -114,12 +114,13 @@ class Load:
         self.acknowledged: list[str] = []
         self.unknown: list[str] = []
         self._gateway, self._send = gateway, send
+        self._run = secrets.token_hex(3)
         self._stopping = asyncio.Event()
         self._task = asyncio.create_task(self._report())
 
     async def _report(self) -> None:
         for counted in itertools.count():
-            number = f"{self.name}-{counted}"
+            number = f"{self.name}-{self._run}-{counted}"
             while not (taken := await self._send(self._gateway, number)) and self.again:
                 await asyncio.sleep(0.2)
             (self.acknowledged if taken else self.unknown).append(number)

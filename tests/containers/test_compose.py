@@ -137,3 +137,19 @@ async def test_the_operators_command_reaches_the_services(gateway: Gateway) -> N
         gateway.compose, "run", "--rm", "tocsin", "check", "/gateway/site/site.yaml", "--online"
     )
     assert "0 errors" in checked or "all is well" in checked
+
+
+async def test_a_store_that_was_lost_is_put_back_as_the_documents_say(gateway: Gateway) -> None:
+    """docs/operations.md, back up and restore: in a container."""
+    await gateway.ask_vms("/_sim/forget")
+    await gateway.ask_vms("/_sim/fail", mode="error", status=503, path="/api/")
+    async with load(gateway, "webhook") as loads:
+        await loads["webhook"].more()
+    saved = await asyncio.to_thread(gateway.piped, "exec", "-T", "vms-publisher", "tocsin", "backup", "-")
+    await asyncio.to_thread(gateway.compose, "rm", "--stop", "--force", "vms-publisher")
+    gateway.docker("volume", "rm", f"{gateway.project}_vms-publisher")
+    restore = ("tocsin", "restore", "-", "--overwrite", "--without-site")
+    await asyncio.to_thread(gateway.piped, "run", "--rm", "-T", "vms-publisher", *restore, given=saved)
+    await gateway.up("vms-publisher")
+    await gateway.ask_vms("/_sim/clear")
+    await each_arrives_once(gateway, loads.values())

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import tarfile
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.network import Network
 
 from scripts import images, sbom
 from scripts.requirements import for_extra
@@ -28,11 +29,18 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("built")]
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ("correlator", "adapter-dc09", "vms-publisher")
-CONFINED = (
-    "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--tmpfs=/tmp",
-    "--volume=/dev/null:/usr/bin/dash:ro", "--volume=/dev/null:/usr/bin/bash:ro",
-)  # fmt: skip
-"""As in compose.yaml and k8s/; and without a shell."""
+SECOND = 10**9
+CONFINED = {
+    "read_only": True,
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "mounts": [
+        {"Type": "bind", "Source": "/dev/null", "Target": shell, "ReadOnly": True}
+        for shell in ("/usr/bin/dash", "/usr/bin/bash")
+    ],
+    "healthcheck": {"interval": SECOND},
+}
+"""As in compose.yaml and k8s/; and without a shell, and with a quick health check."""
 
 BROKER = "listener 1883\nallow_anonymous true\nset_tcp_nodelay true\n"
 SITE = """
@@ -60,9 +68,27 @@ def inspect(name: str) -> dict[str, Any]:
     return found[0]
 
 
+def confined(name: str) -> DockerContainer:
+    """A service's container, to be started."""
+    return DockerContainer(f"tocsin/{name}").with_tmpfs_mount("/tmp").with_kwargs(**CONFINED)
+
+
+def run(name: str, *command: str) -> tuple[int, str]:
+    """The exit code of a command in an image, and what it printed."""
+    with confined(name).with_command(list(command)) as container:
+        code = container.wait()
+        return code, logs(container)
+
+
+def logs(container: DockerContainer) -> str:
+    return b"".join(container.get_logs()).decode()
+
+
 def python(name: str, program: str) -> str:
-    """What a Python program prints in an image, confined."""
-    return images.docker("run", "--rm", *CONFINED, f"tocsin/{name}", "python", "-c", program)
+    """What a Python program prints in an image."""
+    code, said = run(name, "python", "-c", program)
+    assert code == 0, said
+    return said.strip()
 
 
 # ── What is in them ──────────────────────────────────────────────────────────────────────────────
@@ -185,12 +211,11 @@ def test_its_bill_of_materials_names_what_is_in_it() -> None:
 
 
 class Gateway:
-    """A network of its own with a broker, a site file and secrets."""
+    """A network of its own with a broker, a site file and secrets. A context manager."""
 
     def __init__(self, folder: Path) -> None:
-        self.name = f"tocsin-test-{uuid.uuid4().hex[:8]}"
         self.folder = folder
-        self.containers: list[str] = []
+        self._opened = ExitStack()
         (folder / "site").mkdir()
         (folder / "secrets").mkdir()
         (folder / "site" / "site.yaml").write_text(SITE)
@@ -198,80 +223,67 @@ class Gateway:
         (folder / "mosquitto.conf").write_text(BROKER)
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        images.docker("network", "create", self.name)
-        conf = f"--volume={folder}/mosquitto.conf:/mosquitto/config/mosquitto.conf:ro"
-        self.broker = self.run("--network-alias=broker", conf, image="eclipse-mosquitto:2")
 
-    def run(self, *options: str, image: str) -> str:
-        container = images.docker("create", f"--network={self.name}", *options, image)
-        self.containers.append(container)  # also if it does not start
-        images.docker("start", container)
-        return container
+    def __enter__(self) -> Gateway:
+        self.network = self._opened.enter_context(Network())
+        broker = DockerContainer("eclipse-mosquitto:2").with_network_aliases("broker")
+        self.broker = self._start(
+            broker.with_volume_mapping(self.folder / "mosquitto.conf", "/mosquitto/config/mosquitto.conf")
+        )
+        return self
 
-    def service(self, name: str, *options: str) -> str:
-        return self.run(
-            *CONFINED,
-            f"--volume={self.folder}/site:/etc/tocsin:ro",
-            f"--volume={self.folder}/secrets:/run/secrets:ro",
-            "--env=TOCSIN_MQTT_URL=mqtt://broker:1883",
-            "--health-interval=1s",
-            *options,
-            image=f"tocsin/{name}",
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def _start(self, container: DockerContainer) -> DockerContainer:
+        return self._opened.enter_context(container.with_network(self.network))
+
+    def service(self, name: str, broker: str = "broker") -> DockerContainer:
+        return self._start(
+            confined(name)
+            .with_volume_mapping(self.folder / "site", "/etc/tocsin")
+            .with_volume_mapping(self.folder / "secrets", "/run/secrets")
+            .with_env("TOCSIN_MQTT_URL", f"mqtt://{broker}:1883")
         )
 
-    def address(self, container: str) -> str:
-        return images.docker(
-            "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container
-        )
+    def address(self, container: DockerContainer) -> str:
+        about = container.get_wrapped_container()
+        about.reload()
+        return str(about.attrs["NetworkSettings"]["Networks"][self.network.name]["IPAddress"])
 
-    def healthy(self, container: str) -> None:
+    def healthy(self, container: DockerContainer) -> None:
         """Return when it is; fail with its logs if it does not become so."""
+        about = container.get_wrapped_container()
         end = time.monotonic() + 60
-        while self.health(container) != "healthy":
-            assert time.monotonic() < end, self.logs(container)
+        while True:
+            about.reload()
+            if about.attrs["State"]["Health"]["Status"] == "healthy":
+                return
+            assert time.monotonic() < end, logs(container)
             time.sleep(0.2)
-
-    def health(self, container: str) -> str:
-        return images.docker("inspect", "--format", "{{.State.Health.Status}}", container)
-
-    def logs(self, container: str) -> str:
-        done = subprocess.run(
-            [images.engine(), "logs", container], capture_output=True, text=True, check=False
-        )
-        return done.stdout + done.stderr
 
     def status(self, service: str) -> str:
         """What it says of itself at the broker."""
         topic = f"tocsin/v1/hq/services/{service}"
-        said = images.docker("exec", self.broker, "mosquitto_sub", "-t", topic, "-C", "1", "-W", "60")
-        status: str = json.loads(said)["data"]["status"]
-        return status
-
-    def close(self) -> None:
-        for container in self.containers:
-            with suppress(images.ImagesError):
-                images.docker("rm", "--force", "--volumes", container)
-        images.docker("network", "rm", self.name)
+        said = self.broker.exec(["mosquitto_sub", "-t", topic, "-C", "1", "-W", "60"])
+        return str(json.loads(said.output)["data"]["status"])
 
 
 @pytest.fixture
 def gateway(tmp_path: Path, built: None) -> Iterator[Gateway]:
-    made = Gateway(tmp_path)
-    try:
+    with Gateway(tmp_path) as made:
         yield made
-    finally:
-        made.close()
 
 
 def test_an_event_passes_through_confined_services(gateway: Gateway, tmp_path: Path) -> None:
     running = {name: gateway.service(name) for name in BUILT}
     for name, container in running.items():
         gateway.healthy(container)
-        assert gateway.status(name) in ("online", "degraded"), gateway.logs(container)
+        assert gateway.status(name) in ("online", "degraded"), logs(container)
 
-    command = [images.engine(), "exec", gateway.broker, "mosquitto_sub", "-v", "-W", "120"]
+    listen = [images.engine(), "exec", gateway.broker.get_container_id(), "mosquitto_sub", "-v", "-W", "120"]
     with subprocess.Popen(
-        [*command, "-t", "tocsin/v1/hq/services/#", "-t", "tocsin/v1/hq/sightings/#"],
+        [*listen, "-t", "tocsin/v1/hq/services/#", "-t", "tocsin/v1/hq/sightings/#"],
         stdout=subprocess.PIPE, text=True,
     ) as listener:  # fmt: skip
         assert listener.stdout
@@ -291,19 +303,18 @@ def test_an_event_passes_through_confined_services(gateway: Gateway, tmp_path: P
         listener.terminate()
 
     for name, container in running.items():
-        images.docker("stop", "--time", "60", container)
-        assert images.docker("inspect", "--format", "{{.State.ExitCode}}", container) == "0", name
-        assert "Traceback" not in gateway.logs(container)
+        container.get_wrapped_container().stop(timeout=60)
+        assert container.wait() == 0, name
+        assert "Traceback" not in logs(container)
 
 
 def test_its_health_check_notices(gateway: Gateway) -> None:
     """With no broker a service is well, but not with nothing behind its port."""
-    container = gateway.service("correlator", "--env=TOCSIN_MQTT_URL=mqtt://nowhere:1883")
+    container = gateway.service("correlator", broker="nowhere")
     gateway.healthy(container)
     check = ["python", "-m", "services.health"]
-    assert images.docker("exec", container, *check) == "ok"
-    with pytest.raises(images.ImagesError):
-        images.docker("exec", "--env=TOCSIN_METRICS_PORT=9199", container, *check)
+    assert container.exec(check).output.strip() == b"ok"
+    assert container.exec(["env", "TOCSIN_METRICS_PORT=9199", *check]).exit_code != 0
 
 
 def test_the_correlator_takes_a_site_of_all_adapters(gateway: Gateway) -> None:
@@ -315,7 +326,7 @@ def test_the_correlator_takes_a_site_of_all_adapters(gateway: Gateway) -> None:
     container = gateway.service("correlator")
     gateway.healthy(container)
     assert gateway.status("correlator") == "online"
-    assert '"started"' in gateway.logs(container)
+    assert '"started"' in logs(container)
 
 
 def everything() -> dict[str, Any]:
@@ -334,7 +345,6 @@ def everything() -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", ["demo", "run vms-publisher"])
 def test_what_an_image_lacks_it_says(command: str) -> None:
-    with pytest.raises(
-        images.ImagesError, match=f"has one service and no `tocsin {command}`; tocsin/tools has all"
-    ):
-        images.docker("run", "--rm", *CONFINED, "tocsin/correlator", "tocsin", *command.split())
+    code, said = run("correlator", "tocsin", *command.split())
+    assert code == 2
+    assert f"has one service and no `tocsin {command}`; tocsin/tools has all" in said
