@@ -6,7 +6,7 @@ being written, goes into one commit, so that a burst pays one fsync for many.
 
 On a disk whose commits are quick the event loop itself commits: handing a commit to a thread and back
 costs more than the commit (README, Performance). When the disk is slow, a thread
-commits, and the loop goes on meanwhile. The same thread answers queries, between two commits.
+commits and answers queries, and the loop goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -278,8 +278,10 @@ class Store:
         await self.submit(_nothing, None)
 
     async def read(self, query: Callable[[sqlite3.Connection], R]) -> R:
-        """Run a query in the writing thread, between two commits: it sees nothing that may yet be undone."""
+        """Run a query between two commits, where those are done: it sees nothing that may yet be undone."""
         assert self._connection is not None
+        if not (self._slow or self._aside or self._others):
+            return query(self._connection)
         return await asyncio.wrap_future(self._in_turn(query, self._connection))
 
     def _in_turn(self, work: Callable[..., R], *arguments: Any) -> Future[R]:
