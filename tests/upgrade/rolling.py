@@ -86,10 +86,12 @@ async def _held_up(world: World, name: str) -> AsyncIterator[None]:
 
 
 async def _has_something(service: Service) -> None:
-    while service.name != "correlator":
+    """Return when it holds something, and goes on to: receipts may still be on their way."""
+    seen = 0
+    while service.name != "correlator" and seen < 10:
         values = await service.metrics()
-        if values[f'tocsin_custody_outstanding{{service="{service.name}"}}'] >= 3:
-            return
+        held = values[f'tocsin_custody_outstanding{{service="{service.name}"}}']
+        seen = seen + 1 if held >= 3 else 0
         await asyncio.sleep(0.05)
 
 
