@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
 
-from services.broker import HOST, Broker
+from services.broker import HOST, Broker, NoBroker
+from shared.bus import Bus, Endpoint
 
 INSTALL = "apt-get install --no-install-recommends ejabberd"
 _CODE = "usr/lib/*/ejabberd-*/ebin"
@@ -25,6 +27,38 @@ class Ejabberd(Broker):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.program = "ejabberd"  # type: ignore[assignment]  # for messages only
+
+    async def start(self) -> None:
+        await super().start()
+        await self._carries()
+
+    async def _carries(self) -> None:
+        """Return when a message arrives: it listens before its tables are there, and may then forget a
+        subscription that it has granted."""
+        for number in range(60):
+            if await self._carries_one(f"probe/{number}"):
+                return
+        raise NoBroker(f"{self.program} carries no message")
+
+    async def _carries_one(self, topic: str) -> bool:
+        heard = asyncio.Event()
+        bus = Bus(Endpoint(self.url, username="probe", password="probe"), topic.replace("/", "-"))
+        bus.subscribe(topic, lambda _: heard.set())
+
+        def say() -> None:
+            bus.publish(topic, b"{}")
+
+        bus.on_joined(say)
+        running = asyncio.create_task(bus.run())
+        try:
+            async with asyncio.timeout(2):
+                await heard.wait()
+        except TimeoutError:
+            return False
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+        return True
 
     def _command(self, port: int) -> list[str]:
         everything = {"#": [{"allow": "all"}]}
