@@ -45,6 +45,8 @@ async def ask(endpoint: Endpoint, site: str) -> Known:
         news.set()
 
     def on_sensor(message: Message) -> None:
+        if not message.payload:
+            return  # it has just left the site file
         data = SensorState.from_bytes(message.payload).data
         known.sensors[data.sensor] = data
         news.set()

@@ -189,7 +189,8 @@ def _addressed() -> tuple[PublicMessage, ...]:
                 )
             },
             topics.sensor("{sensor}"),
-            "The present state of each sensor, from its adapter.",
+            "The present state of each sensor, from its adapter. An empty message, which takes away what is "
+            "retained, comes when a sensor leaves the site file.",
             retained=True,
         ),
         PublicMessage(

@@ -512,10 +512,19 @@ class Bus:
         self._send_kept(_Kept(topic, payload))
 
     def retain(self, topic: str, payload: bytes) -> None:
-        """Publish retained, and again after each reconnection."""
+        """Publish retained, and again after each reconnection. Nothing (`b""`) takes away what is retained
+        (MQTT 5, 3.3.1.3), and is said until the broker has it."""
         self._retained[topic] = payload
         if self._connection is not None:
-            self._connection.publish(topic, payload, retain=True)
+            self._say_retained(self._connection, topic)
+
+    def _say_retained(self, connection: Connection, topic: str) -> None:
+        def gone(_: mqtt5.PubAckReasonCode) -> None:
+            if not self._retained.get(topic):
+                self._retained.pop(topic, None)
+
+        payload = self._retained[topic]
+        connection.publish(topic, payload, retain=True, acked=None if payload else gone)
 
     def _send_kept(self, kept: _Kept) -> None:
         connection = self._connection
@@ -604,8 +613,8 @@ class Bus:
         self._shown = connection.certificate
         self._problem = ""
         log.info("connected to the broker", extra={"broker": _without_login(self._endpoint.url)})
-        for topic, payload in self._retained.items():
-            connection.publish(topic, payload, retain=True)
+        for topic in self._retained:
+            self._say_retained(connection, topic)
         waiting = [*self._kept_unacked.values(), *self._kept]
         self._kept_unacked.clear()
         self._kept.clear()

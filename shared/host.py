@@ -290,6 +290,8 @@ class AdapterHost(Part):
         """What was remembered of devices and sensors that are no longer in the site file."""
         for key in [key for key in self._memory if not self._is_kept(key)]:
             self.remember(key, None)
+            if key.startswith(_STATE):
+                self._take_back_state(key.removeprefix(_STATE))
 
     def _learn(self, memory: Mapping[str, str | None]) -> None:
         for key, value in memory.items():
@@ -546,6 +548,11 @@ class AdapterHost(Part):
             ).to_bytes(),
         )
 
+    def _take_back_state(self, sensor: str) -> None:
+        """Of a sensor that is no longer here: the broker forgets it, unless another adapter has it now."""
+        if sensor not in self.runtime.site.sensors:
+            self.runtime.bus.retain(self.runtime.topics.sensor(sensor), b"")
+
     async def _keep_memory(self) -> None:
         memory = self._pending
         self._pending = {}
@@ -579,6 +586,8 @@ class AdapterHost(Part):
         self._severity = site.severity
         self._known = known
         self._watches = {id_: self._watches.get(id_) or _Watch() for id_ in devices}
+        for gone in self._states.keys() - known.keys():
+            self._take_back_state(gone)
         self._states = {id_: state for id_, state in self._states.items() if id_ in known}
         self._received.clear()
         self._show_devices(devices)

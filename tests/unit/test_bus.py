@@ -103,6 +103,25 @@ async def test_everything_comes_back_with_the_broker(broker: Broker) -> None:
     assert b"lost" not in [one.payload for one in got]
 
 
+async def test_what_is_taken_back_is_no_longer_retained(broker: Broker) -> None:
+    async with member(broker.url) as giver:
+        for topic in ("t/a", "t/b", "t/stays"):
+            giver.retain(topic, b"1")
+        await until(lambda: giver.connected)
+        giver.retain("t/a", b"")
+        await until(lambda: "t/a" not in giver._retained)
+        await broker.kill()
+        await until(lambda: not giver.connected)
+        giver.retain("t/b", b"")
+        assert "t/b" in giver._retained, "the broker does not know yet"
+        await broker.start()
+        await until(lambda: "t/b" not in giver._retained)
+        late, seen = listener(broker.url, "t/#", "late")
+        async with connected(late):
+            await until(lambda: seen)
+    assert [one.topic for one in seen] == ["t/stays"]
+
+
 async def test_what_is_kept_goes_out_again_until_it_is_acknowledged() -> None:
     async with misbehaving(Misbehaving()) as broker, member(broker.url) as bus:
         await until(lambda: bus.connected)

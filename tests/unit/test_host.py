@@ -581,6 +581,30 @@ async def test_what_went_while_the_service_was_down_is_forgotten_too(world: Worl
         assert here.context.recall("last/silent") is None
 
 
+@pytest.mark.parametrize("running_then", [True, False])
+async def test_the_broker_forgets_a_sensor_that_has_left_the_site_file(
+    world: World, running_then: bool
+) -> None:
+    moved = SITE.replace("hall-motion", "hall").replace("elsewhere: ", "leak: ")
+    moved = moved.replace("      leak: {type: water_leak}\n", "      other-leak: {type: water_leak}\n")
+
+    def taken_back() -> set[str]:
+        return {one.topic for one in world.hub.of(TOPICS.sensor("+")) if not one.payload}
+
+    async with house(world) as here:
+        await here.emit(report(Kind.MOTION_DETECTED, "hall-motion"))
+        here.context.heard("silent", sensor="leak")
+        await until(lambda: here.state("hall-motion") and here.state("leak"))
+        if running_then:
+            world.change(moved)
+            await until(taken_back)
+    if not running_then:
+        world.change(moved)
+        async with house(world) as here:
+            await until(taken_back)
+    assert taken_back() == {TOPICS.sensor("hall-motion")}, "another adapter has the leak detector now"
+
+
 async def test_what_was_refused_is_told_with_the_services_status(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
