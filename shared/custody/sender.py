@@ -1,24 +1,4 @@
-"""Custody: the duty to keep a message until the next in line has it safely on disk.
-
-`Sender` is the giving side. What `put` returned for is on disk here; it is published, and published
-again, until everyone who must have it has sent a receipt, and only then let go.
-
-What is in flight without a receipt is bounded, and life safety has room of its own. The rest waits on
-disk, never in memory. Four things make a message go out again: the connection was renewed; younger
-messages were receipted and it was not (it was lost on the way); its patience ended; or nothing was receipted
-for a while, in which case one message a second tries the way, and all follow when it is open. On a slow way
-every repeat holds up what is new. So a receipt shows what was overtaken only if its message was sent once (or
-it might be for the earlier one), patience is no less than twice what receipts take, and what comes late of
-itself is not sent again.
-
-An event that one target has taken and another has not gives its room in flight back: a target that is
-away for days holds up no other. Such an event is *parked*: on disk, tried again a few at a time. So is what
-nobody takes while others are taken, if others wait for its room: one of several copies is away, and holds up
-no other.
-
-What may have been published before is marked so, over restarts too: who does not know it may find that
-another copy does.
-"""
+"""The giving side of custody."""
 
 from __future__ import annotations
 
@@ -35,226 +15,14 @@ from typing import Any
 import msgspec
 
 from shared.bus import Bus, Message
-from shared.events import PLAIN_JSON, Malformed, Receipt, Severity
-from shared.store import Schema, Store, StoreFull, execute_all, version_of
+from shared.custody import outbox
+from shared.custody.ledger import Numbers, Seen
+from shared.custody.outbox import Entry
+from shared.events import Malformed, Receipt
+from shared.store import Store, StoreFull
 from shared.topics import Topics
 
 log = logging.getLogger("tocsin.custody")
-
-_SEEN_STATE = "CREATE TABLE seen_state(current INTEGER NOT NULL, since INTEGER NOT NULL);"
-SEEN_SCHEMA = f"""
-CREATE TABLE seen0(key BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE seen1(key BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
-{_SEEN_STATE}
-INSERT INTO seen_state VALUES (0, 0);
-"""  # noqa: S608
-
-_NUMBERS = "CREATE TABLE numbers(reserved INTEGER NOT NULL);"
-NUMBERS_SCHEMA = f"""
-{_NUMBERS}
-INSERT INTO numbers VALUES (0);
-"""  # noqa: S608
-
-# A table for each lane, and numbers without AUTOINCREMENT: an event then changes three pages of the
-# store, not five, and the pages are what a commit writes.
-_LANE_SCHEMA = """
-CREATE TABLE outboxN(
-  seq INTEGER PRIMARY KEY,
-  id TEXT NOT NULL,
-  topic TEXT NOT NULL,
-  body BLOB NOT NULL,
-  got TEXT
-);
-CREATE INDEX outboxN_parked ON outboxN(seq) WHERE got IS NOT NULL;
-"""
-_LANES_SCHEMA = (
-    _LANE_SCHEMA.replace("outboxN", "outbox0")  # noqa: S608
-    + _LANE_SCHEMA.replace("outboxN", "outbox1")
-    + """
-CREATE VIEW outbox AS
-  SELECT seq, id, 0 AS lane, topic, body, got FROM outbox0
-  UNION ALL SELECT seq, id, 1 AS lane, topic, body, got FROM outbox1;
-"""
-)
-_MEMORY_SCHEMA = "CREATE TABLE memory(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
-
-
-def first_days(table: str) -> Callable[[sqlite3.Connection], int]:
-    """For `Schema.version_of`. In its first days a store's `table` counted by itself (AUTOINCREMENT). Such
-    a store says that it is version 1, like those after it; here it is what comes before."""
-
-    def version(connection: sqlite3.Connection) -> int:
-        counts = connection.execute(
-            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ? AND sql LIKE '%AUTOINCREMENT%'",
-            (table,),
-        )
-        return 0 if counts.fetchone() else version_of(connection)
-
-    return version
-
-
-def first_step(table: str, new: str, from_first_days: str) -> Callable[[sqlite3.Connection], None]:
-    """Makes version 1 of a store: `new` from nothing, or else by what is common to all stores of the
-    first days and `from_first_days`, which finds the old table renamed to `before`."""
-
-    def step(connection: sqlite3.Connection) -> None:
-        tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,))
-        if tables.fetchone() is None:
-            execute_all(connection, new)
-            return
-        execute_all(
-            connection,
-            f"""
-ALTER TABLE seen_state RENAME TO seen_state_before;
-{_SEEN_STATE}
-INSERT INTO seen_state SELECT current, since FROM seen_state_before;
-DROP TABLE seen_state_before;
-{_NUMBERS}
-INSERT INTO numbers VALUES (coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{table}'), 0));
-ALTER TABLE {table} RENAME TO before;
-{from_first_days}
-DROP TABLE before;
-""",  # noqa: S608
-        )
-
-    return step
-
-
-OUTBOX_SCHEMA = Schema(
-    (
-        first_step(
-            "outbox",
-            _LANES_SCHEMA + _MEMORY_SCHEMA + NUMBERS_SCHEMA + SEEN_SCHEMA,
-            f"""
-{_LANES_SCHEMA}
-INSERT INTO outbox0 SELECT seq, id, topic, body, got FROM before WHERE lane = 0;
-INSERT INTO outbox1 SELECT seq, id, topic, body, got FROM before WHERE lane <> 0;
-""",  # noqa: S608
-        ),
-    ),
-    first_days("outbox"),
-)
-
-
-_OLDER_THAN_THE_WORLD = 1_000_000_000
-
-
-def holds(connection: sqlite3.Connection) -> dict[str, int]:
-    """How much an outbox holds."""
-    (events,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
-    (urgent,) = connection.execute("SELECT count(*) FROM outbox0").fetchone()
-    return {"events": events, "of life safety": urgent}
-
-
-def restored(connection: sqlite3.Connection) -> None:
-    """Make an outbox that comes from a backup fit to go on: it must not use again the numbers that it
-    gave out since."""
-    connection.execute("UPDATE numbers SET reserved = reserved + ?", (_OLDER_THAN_THE_WORLD,))
-
-
-class Numbers:
-    """Numbers that only ever grow, over restarts too: they are reserved on disk by the thousand."""
-
-    def __init__(self) -> None:
-        self._last = 0
-        self._reserved = 0
-
-    @property
-    def last(self) -> int:
-        """The highest that was taken."""
-        return self._last
-
-    def load(self, connection: sqlite3.Connection) -> None:
-        self.undone(connection)
-        self._last = self._reserved
-
-    def undone(self, connection: sqlite3.Connection) -> None:
-        """After a commit was undone, and what it reserved with it."""
-        (self._reserved,) = connection.execute("SELECT reserved FROM numbers").fetchone()
-
-    def take(self, many: int = 1) -> int:
-        """The first of `many` new ones."""
-        first = self._last + 1
-        self._last += many
-        return first
-
-    def keep(self, connection: sqlite3.Connection) -> None:
-        """In the transaction that stores something under new numbers."""
-        if self._last > self._reserved:
-            self._reserved = self._last + 1000
-            connection.execute("UPDATE numbers SET reserved = ?", (self._reserved,))
-
-
-class Seen:
-    """The ids that were taken, for a bounded time: two generations, of which the older is forgotten
-    when the younger is full or old. Used only in the store's writing thread."""
-
-    def __init__(self, *, days: float = 7, most: int = 1_000_000) -> None:
-        self._seconds = days * 86400 / 2
-        self._most = most // 2
-
-    def load(self, connection: sqlite3.Connection) -> None:
-        """At the start, and after a commit was undone."""
-        self._current, self._since = connection.execute("SELECT current, since FROM seen_state").fetchone()
-        (self._held,) = connection.execute(f"SELECT count(*) FROM seen{self._current}").fetchone()  # noqa: S608
-
-    def add(self, connection: sqlite3.Connection, key: bytes, now: int, window: float | None = None) -> bool:
-        """Note `key`; False if it was known (within `window` seconds, if one is given)."""
-        young, old = self._current, 1 - self._current
-        inserted = connection.execute(
-            f"INSERT OR IGNORE INTO seen{young} VALUES (?, ?)",  # noqa: S608
-            (key, now),
-        ).rowcount
-        earlier = connection.execute(
-            f"SELECT at FROM seen{old if inserted else young} WHERE key = ?",  # noqa: S608
-            (key,),
-        ).fetchone()
-        self._held += inserted
-        if earlier is None:
-            return True
-        if window is None or abs(now - earlier[0]) <= window:
-            return False
-        if not inserted:
-            connection.execute(f"UPDATE seen{young} SET at = ? WHERE key = ?", (now, key))  # noqa: S608
-        return True
-
-    def known(self, connection: sqlite3.Connection, keys: Iterable[bytes]) -> set[bytes]:
-        """Those of `keys` that were noted."""
-        return {
-            key
-            for key in keys
-            if connection.execute(
-                "SELECT 1 FROM seen0 WHERE key = ? UNION ALL SELECT 1 FROM seen1 WHERE key = ?", (key, key)
-            ).fetchone()
-        }
-
-    def turn(self, connection: sqlite3.Connection, now: int) -> None:
-        """At the end of a transaction: begin a new generation if it is time."""
-        if self._held >= self._most or now - self._since > self._seconds:
-            self._current = 1 - self._current
-            self._held = 0
-            connection.execute(f"DELETE FROM seen{self._current}")  # noqa: S608
-        elif 0 < self._since <= now:
-            return
-        self._since = now
-        connection.execute("UPDATE seen_state SET current = ?, since = ?", (self._current, now))
-
-
-LANES = {Severity.LIFE_SAFETY: 0}
-"""Life safety has a lane of its own; everything else shares lane 1."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """A message to hand over. `key` names it for repeats; `window` bounds how long (seconds)."""
-
-    key: bytes
-    id: str
-    lane: int
-    topic: str
-    body: bytes
-    seq: int
-    window: float | None = None
 
 
 @dataclass(slots=True)
@@ -312,7 +80,27 @@ _PROBES, _PROBED_ROWS = 16, 1000
 
 
 class Sender:
-    """Hands messages over, from a store of its own. `client` is the service's name."""
+    """Hands messages over, from a store of its own. `client` is the service's name.
+
+    What `put` returned for is on disk; it is published, and published again, until everyone who must have
+    it has sent a receipt, and only then let go.
+
+    What is in flight without a receipt is bounded, and life safety has room of its own. The rest waits on
+    disk, never in memory. Four things make a message go out again: the connection was renewed; younger
+    messages were receipted and it was not (it was lost on the way); its patience ended; or nothing was
+    receipted for a while, in which case one message a second tries the way, and all follow when it is open.
+    On a slow way every repeat holds up what is new. So a receipt shows what was overtaken only if its
+    message was sent once (or it might be for the earlier one), patience is no less than twice what receipts
+    take, and what comes late of itself is not sent again.
+
+    An event that one target has taken and another has not gives its room in flight back: a target that is
+    away for days holds up no other. Such an event is *parked*: on disk, tried again a few at a time. So is
+    what nobody takes while others are taken, if others wait for its room: one of several copies is away,
+    and holds up no other.
+
+    What may have been published before is marked so, over restarts too: who does not know it may find that
+    another copy does.
+    """
 
     def __init__(
         self,
@@ -356,19 +144,14 @@ class Sender:
     async def open(self) -> None:
         """Take up what an earlier run left. After `store.open()`."""
 
-        def load(connection: sqlite3.Connection) -> tuple[int, int, list[int]]:
+        def load(connection: sqlite3.Connection) -> outbox.Standing:
             self._seen.load(connection)
             self._numbers.load(connection)
-            (held,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
-            (parked,) = connection.execute("SELECT count(*) FROM outbox WHERE got IS NOT NULL").fetchone()
-            newest = [
-                connection.execute(f"SELECT coalesce(max(seq), 0) FROM outbox{n}").fetchone()[0]  # noqa: S608
-                for n in range(len(self._lanes))
-            ]
-            return held, parked, newest
+            return outbox.standing(connection)
 
-        self.outstanding, self._parked, newest = await self._store.read(load)
-        for lane, seq in zip(self._lanes, newest, strict=True):
+        left = await self._store.read(load)
+        self.outstanding, self._parked = left.held, left.parked
+        for lane, seq in zip(self._lanes, left.newest, strict=True):
             lane.newest = lane.inherited = seq
         if self._parked:
             self._parked_event.set()
@@ -406,23 +189,13 @@ class Sender:
     def _write(self, connection: sqlite3.Connection, items: Sequence[Any]) -> list[list[bool]]:
         now = int(time.time())
         results = []
-        rows: list[list[Any]] = [[] for _ in self._lanes]
+        added: list[Entry] = []
         for entries, memory in items:
             news = [self._seen.add(connection, e.key, now, e.window) for e in entries]
-            for entry, new in zip(entries, news, strict=True):
-                if new:
-                    rows[entry.lane].append((entry.seq, entry.id, entry.topic, entry.body))
-            for key, value in memory:
-                if value is None:
-                    connection.execute("DELETE FROM memory WHERE key = ?", (key,))
-                else:
-                    connection.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (key, value))
+            added += [entry for entry, new in zip(entries, news, strict=True) if new]
+            outbox.remember(connection, memory)
             results.append(news)
-        for lane, its_rows in enumerate(rows):
-            connection.executemany(
-                f"INSERT INTO outbox{lane}(seq, id, topic, body) VALUES (?, ?, ?, ?)",  # noqa: S608
-                its_rows,
-            )
+        outbox.add(connection, added)
         self._numbers.keep(connection)
         self._seen.turn(connection, now)
         return results
@@ -511,7 +284,7 @@ class Sender:
                 self._partial[id_] = flight
         if done:
             self.outstanding -= len(done)
-            self._store.submit_lazy(_let_go, done)
+            self._store.submit_lazy(outbox.let_go, done)
         if len(self._partial) > _PARTIAL_MOST:
             self._park(list(self._partial.values())[: _PARTIAL_MOST // 2])
         if not self._reminded:
@@ -539,7 +312,7 @@ class Sender:
     def _park(self, flights: list[_Flight]) -> None:
         for flight in flights:
             del self._partial[flight.id]
-        future = self._store.submit(_park, [(f.lane, " ".join(sorted(f.got)), f.seq) for f in flights])
+        future = self._store.submit(outbox.park, [(f.lane, " ".join(sorted(f.got)), f.seq) for f in flights])
 
         def parked(done: asyncio.Future[None]) -> None:
             if done.cancelled() or done.exception() is not None:
@@ -565,16 +338,8 @@ class Sender:
         room = lane.window - len(lane.flying)
         after = lane.loaded
         newest = lane.newest
-
-        def query(connection: sqlite3.Connection) -> list[tuple[int, str, str, bytes]]:
-            return connection.execute(
-                f"SELECT seq, id, topic, body FROM outbox{lane.number} "  # noqa: S608
-                "WHERE seq > ? AND got IS NULL ORDER BY seq LIMIT ?",
-                (after, room),
-            ).fetchall()
-
         try:
-            rows = await self._store.read(query)
+            rows = await self._store.read(outbox.waiting(lane.number, after, room))
         finally:
             lane.loading = False
         for seq, id_, topic, body in rows:
@@ -640,23 +405,8 @@ class Sender:
             return
         after = max(lane.loaded, lane.probed_to)
         topics = {flight.topic for flight in lane.flying.values()}
-
-        def query(connection: sqlite3.Connection) -> tuple[tuple[int, str, str, bytes] | None, int]:
-            rows = connection.execute(
-                f"SELECT seq, id, topic FROM outbox{lane.number} "  # noqa: S608
-                "WHERE seq > ? AND got IS NULL ORDER BY seq LIMIT ?",
-                (after, _PROBED_ROWS),
-            ).fetchall()
-            found = next((row for row in rows if row[2] not in topics), None)
-            if found is None:
-                return None, rows[-1][0] if rows else 0
-            (body,) = connection.execute(
-                f"SELECT body FROM outbox{lane.number} WHERE seq = ?",  # noqa: S608
-                found[:1],
-            ).fetchone()
-            return (*found, body), found[0]
-
-        row, lane.probed_to = await self._store.read(query)
+        search = outbox.of_another_topic(lane.number, after, topics, _PROBED_ROWS)
+        row, lane.probed_to = await self._store.read(search)
         if row is not None and row[0] > lane.loaded:
             seq, id_, topic, body = row
             lane.probed.add(seq)
@@ -700,7 +450,7 @@ class Sender:
             except (StoreFull, sqlite3.Error):
                 pause = longest
                 continue
-            rows = await self._store.read(_parked_query(after))
+            rows = await self._store.read(outbox.parked(after, _PARKED_CHUNK))
             if not rows:
                 after = 0
                 pause = max(_PARKED_PAUSES[0], pause)
@@ -734,76 +484,5 @@ class Sender:
                 self.oldest = None
             else:
                 with contextlib.suppress(sqlite3.Error, msgspec.MsgspecError):
-                    self.oldest = min(await self._store.read(_oldest), default=None)
+                    self.oldest = min(await self._store.read(outbox.oldest), default=None)
             await asyncio.sleep(_LOOK_EVERY)
-
-
-class _Received(msgspec.Struct):
-    recordedtime: datetime
-
-
-_when_received = msgspec.json.Decoder(_Received).decode
-
-
-def _oldest(connection: sqlite3.Connection) -> list[datetime]:
-    """When the first of each lane was received."""
-    rows = connection.execute(
-        "SELECT body FROM (SELECT body FROM outbox0 ORDER BY seq LIMIT 1) "
-        "UNION ALL SELECT body FROM (SELECT body FROM outbox1 ORDER BY seq LIMIT 1)"
-    )
-    return [_when_received(body).recordedtime for (body,) in rows]
-
-
-def _parked_query(
-    after: int,
-) -> Callable[[sqlite3.Connection], list[tuple[int, str, int, str, bytes, str]]]:
-    def query(connection: sqlite3.Connection) -> list[tuple[int, str, int, str, bytes, str]]:
-        return connection.execute(
-            "SELECT seq, id, lane, topic, body, got FROM outbox "
-            "WHERE got IS NOT NULL AND seq > ? ORDER BY seq LIMIT ?",
-            (after, _PARKED_CHUNK),
-        ).fetchall()
-
-    return query
-
-
-def _let_go(connection: sqlite3.Connection, items: Sequence[list[tuple[int, int]]]) -> None:
-    _in_each_lane(connection, "DELETE FROM outbox{} WHERE seq = ?", items)
-
-
-def _park(connection: sqlite3.Connection, items: Sequence[list[tuple[int, str, int]]]) -> None:
-    _in_each_lane(connection, "UPDATE outbox{} SET got = ? WHERE seq = ?", items)
-
-
-def _in_each_lane(
-    connection: sqlite3.Connection, statement: str, items: Sequence[Sequence[tuple[Any, ...]]]
-) -> None:
-    """Run `statement` with each row, whose first value is its lane."""
-    rows: dict[int, list[tuple[Any, ...]]] = {}
-    for item in items:
-        for lane, *values in item:
-            rows.setdefault(lane, []).append(tuple(values))
-    for lane, its_rows in rows.items():
-        connection.executemany(statement.format(lane), its_rows)
-
-
-class Receipts:
-    """Receipts to be sent, gathered so that one message receipts a batch."""
-
-    def __init__(self, bus: Bus, by: str) -> None:
-        self._bus = bus
-        self._by = by
-        self._due: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-
-    def add(self, reply: str | None, of: tuple[str, ...], id_: str) -> None:
-        """Owe a receipt to topic `reply`; without one (a message from outside) there is none to send."""
-        if reply is not None:
-            self._due.setdefault((reply, of), []).append(id_)
-
-    def send(self) -> None:
-        """Send what is owed. What can't be sent is forgotten: the sender will ask again."""
-        for (reply, of), ids in self._due.items():
-            for start in range(0, len(ids), 500):
-                receipt = Receipt(by=self._by, of=of, ids=tuple(ids[start : start + 500]))
-                self._bus.publish(reply, receipt.to_bytes(), content_type=PLAIN_JSON)
-        self._due.clear()
