@@ -485,6 +485,31 @@ def test_ways_out_are_narrowed_as_the_readme_says(tmp_path: Path) -> None:
     assert not list(HOUSE_RULES["nothing_talks_by_default"](objects))
 
 
+def test_the_pod_that_restores_a_store_has_what_the_service_has(everything: list[Object]) -> None:
+    [block] = re.findall(
+        r"(?ms)^```yaml\n# restore.yaml\n(.+?)^```$", (ROOT / "docs" / "operations.md").read_text()
+    )
+    restore = yaml.safe_load(block)
+    for version in (OLDEST, NEWEST):
+        assert against_kubernetes([restore], version) == []
+    as_workload = {
+        **first(everything, "StatefulSet", "vms-publisher"), "spec": {"template": {"spec": restore["spec"]}}
+    }  # fmt: skip
+    for name in ("pods_are_restricted", "pods_have_no_token", "containers_are_limited"):
+        assert not list(HOUSE_RULES[name]([as_workload])), name
+    service = first(everything, "StatefulSet", "vms-publisher")
+    [own], [there] = restore["spec"]["containers"], containers(service)
+    assert own["image"] == there["image"]
+    for mount in own["volumeMounts"]:
+        assert mount in there["volumeMounts"]
+    [claim] = service["spec"]["volumeClaimTemplates"]
+    volumes = {volume["name"]: volume for volume in restore["spec"]["volumes"]}
+    bound = f"{claim['metadata']['name']}-vms-publisher-0"
+    assert volumes["state"]["persistentVolumeClaim"]["claimName"] == bound
+    assert volumes["site"] in pod(service)["volumes"]
+    assert restore["spec"]["securityContext"].items() <= pod(service)["securityContext"].items()
+
+
 # ── What there is ────────────────────────────────────────────────────────────────────────────────
 
 
