@@ -79,6 +79,49 @@ _LOOK_EVERY = 5.0
 _PROBES, _PROBED_ROWS = 16, 1000
 
 
+class _Way:
+    """What receipts show of the way to those who take."""
+
+    def __init__(self) -> None:
+        self.last_receipt = 0.0
+        self.stalled = False
+        """Nothing is receipted."""
+        self.resumed = 0.0
+        """When the silence ended, until it is known whether the way was open or only slow."""
+        self._takes = 0.0
+        """Seconds from sending to receipt: the most of late."""
+        self._overtaking = 0.0
+        """When the youngest was sent that was receipted."""
+
+    def receipted(self, flight: _Flight, now: float) -> None:
+        if flight.first or flight.probe:
+            self._overtaking = max(self._overtaking, flight.sent)
+        took = now - flight.sent
+        if took > self._takes:
+            self._takes = took
+        elif flight.first:  # of what was sent twice only so much is known: it took as long at least
+            self._takes += (took - self._takes) / 8
+
+    def look(self, flying: Iterable[_Flight], now: float) -> None:
+        """Whether anything is receipted at all."""
+        if now - self.last_receipt > _STALLED and any(now - f.sent > _STALLED for f in flying):
+            self.stalled = True
+
+    def overtook(self, flight: _Flight) -> bool:
+        """Whether younger ones were receipted, by so much that it must be lost."""
+        margin: float = _OVERTAKEN * 2 ** min(flight.overtaken, _OVERTAKEN_DOUBLES)
+        return flight.sent + margin < self._overtaking
+
+    def patience(self, flight: _Flight) -> float:
+        """Seconds to wait for a receipt, though nothing shows that it is lost."""
+        patient = _PATIENCE[-1] if self.stalled else self.twice(_MOST_PATIENT)
+        return max(_PATIENCE[min(flight.tries, len(_PATIENCE) - 1)], patient)
+
+    def twice(self, most: float) -> float:
+        """Twice what a receipt takes."""
+        return min(2 * self._takes, most)
+
+
 class Sender:
     """Hands messages over, from a store of its own. `client` is the service's name.
 
@@ -122,14 +165,7 @@ class Sender:
         self._parked_event = asyncio.Event()
         self._seen = Seen()
         self._numbers = Numbers()
-        self._last_receipt = 0.0
-        self._overtaking = 0.0
-        self._takes = 0.0
-        """Seconds from sending to receipt: the most of late."""
-        self._stalled = False
-        """Nothing is receipted."""
-        self._resumed = 0.0
-        """When the silence ended, until it is known whether the way was open or only slow."""
+        self._way = _Way()
         self._canary_at = 0.0
         self.outstanding = 0
         """How many messages are in custody here."""
@@ -239,7 +275,7 @@ class Sender:
         for lane in self._lanes:
             for flight in lane.flying.values():
                 self._send(flight)
-        self._last_receipt = time.monotonic()
+        self._way.last_receipt = time.monotonic()
 
     def _on_receipt(self, message: Message) -> None:
         try:
@@ -249,29 +285,18 @@ class Sender:
                 "a receipt could not be read", extra={"topic": message.topic, "error": str(error)[:200]}
             )
             return
-        now = self._last_receipt = time.monotonic()
+        now = self._way.last_receipt = time.monotonic()
         done: list[tuple[int, int]] = []
         known = sure = False
         needed = set(receipt.of)
         for id_ in receipt.ids:
-            flight = None
-            for lane in self._lanes:
-                if (flight := lane.flying.pop(id_, None)) is not None:
-                    break
-            if flight is None:
-                flight = self._partial.pop(id_, None) or self._reminded.get(id_)
+            flight = self._landed(id_)
             if flight is None:
                 continue
-            flight.heard = now
-            if flight.first or flight.probe:
-                self._overtaking = max(self._overtaking, flight.sent)
-            took = now - flight.sent
-            if took > self._takes:
-                self._takes = took
-            elif flight.first:  # of what was sent twice only so much is known: it took as long at least
-                self._takes += (took - self._takes) / 8
             known = True
             sure |= flight.first
+            flight.heard = now
+            self._way.receipted(flight, now)
             flight.got.add(receipt.by)
             if flight.probe:
                 self._lanes[flight.lane].opened = now
@@ -289,9 +314,22 @@ class Sender:
             self._park(list(self._partial.values())[: _PARTIAL_MOST // 2])
         if not self._reminded:
             self._reminded_event.set()
-        if self._stalled and known:
-            self._stalled = False
-            self._resumed = now
+        self._end_of_silence(now, known=known, sure=sure)
+        for lane in self._lanes:
+            self._load(lane)
+
+    def _landed(self, id_: str) -> _Flight | None:
+        """What was receipted; it is in flight no longer."""
+        for lane in self._lanes:
+            if (flight := lane.flying.pop(id_, None)) is not None:
+                return flight
+        return self._partial.pop(id_, None) or self._reminded.get(id_)
+
+    def _end_of_silence(self, now: float, *, known: bool, sure: bool) -> None:
+        """After receipts: `known` of something that is held, `sure` of something that was sent once."""
+        if self._way.stalled and known:
+            self._way.stalled = False
+            self._way.resumed = now
             for lane in self._lanes:
                 for flight in lane.flying.values():
                     flight.tries = flight.overtaken = 0
@@ -299,14 +337,12 @@ class Sender:
                 self._resume(self._lanes[0])  # life safety does not wait
         if sure:
             # The way was only slow; or it is open, and shows what was overtaken.
-            self._resumed = 0.0
-        for lane in self._lanes:
-            self._load(lane)
+            self._way.resumed = 0.0
 
     def _resume(self, lane: _Lane) -> None:
         """After a silence: send again what was sent before its end."""
         for flight in lane.flying.values():
-            if flight.sent < self._resumed - _CANARY:
+            if flight.sent < self._way.resumed - _CANARY:
                 self._send(flight)
 
     def _park(self, flights: list[_Flight]) -> None:
@@ -371,31 +407,30 @@ class Sender:
                 self._park(stale)
             if not self._bus.connected:
                 continue
-            flying = [f for lane in self._lanes for f in lane.flying.values()]
-            if now - self._last_receipt > _STALLED and any(now - f.sent > _STALLED for f in flying):
-                self._stalled = True
-            if self._stalled and now - self._canary_at > _CANARY:
+            way = self._way
+            way.look(self._flying(), now)
+            if way.stalled and now - self._canary_at > _CANARY:
                 self._canary_at = now
                 for lane in self._lanes:
                     if lane.flying:
                         self._send(next(iter(lane.flying.values())))
                         await self._probe(lane)
-            if self._resumed and now - self._resumed > _OVERTAKEN:
+            if way.resumed and now - way.resumed > _OVERTAKEN:
                 for lane in self._lanes:
                     self._resume(lane)
-                self._resumed = 0.0
-            patient = _PATIENCE[-1] if self._stalled else min(2 * self._takes, _MOST_PATIENT)
-            for flight in [f for lane in self._lanes for f in lane.flying.values()]:
-                patience = max(_PATIENCE[min(flight.tries, len(_PATIENCE) - 1)], patient)
-                overtaken = _OVERTAKEN * 2 ** min(flight.overtaken, _OVERTAKEN_DOUBLES)
-                if flight.sent + overtaken < self._overtaking:
+                way.resumed = 0.0
+            for flight in self._flying():
+                if way.overtook(flight):
                     flight.overtaken += 1
                     self._send(flight)
-                elif now - flight.sent > patience:
+                elif now - flight.sent > way.patience(flight):
                     flight.tries += 1
                     self._send(flight)
             for lane in self._lanes:
                 self._make_room(lane, now)
+
+    def _flying(self) -> list[_Flight]:
+        return [flight for lane in self._lanes for flight in lane.flying.values()]
 
     async def _probe(self, lane: _Lane) -> None:
         """All that is in flight may be for one copy that is away, so that nothing of any other's comes to
@@ -465,7 +500,7 @@ class Sender:
             for flight in list(self._reminded.values()):
                 self._send(flight)
             try:
-                async with asyncio.timeout(max(_STALLED, min(2 * self._takes, longest))):
+                async with asyncio.timeout(max(_STALLED, self._way.twice(longest))):
                     await self._reminded_event.wait()
             except TimeoutError:
                 pass

@@ -1,9 +1,4 @@
-"""Takes sightings into custody and has them delivered, lane by lane.
-
-Of several copies each takes the sightings of its sensors that the correlator has stamped for it: who stamps
-and who takes must have the same number of copies in mind. `_on_doubtful` says what is done about those that
-two copies may be given, since the number has changed.
-"""
+"""Takes sightings into custody and has them delivered, lane by lane."""
 
 from __future__ import annotations
 
@@ -15,19 +10,19 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import msgspec
 import orjson
-from msgspec import UNSET
 
 from shared import metrics
 from shared.bus import Message
-from shared.copies import Claim, Share, name_of
+from shared.copies import Claim
 from shared.custody import LANES, Numbers, Receipts, Seen
 from shared.delivery import work
+from shared.delivery.lanes import AHEAD, AHEAD_OF_ALL, OBSTINATE, RANKS, Lane, Queue, Task
+from shared.delivery.others import OtherCopies
 from shared.delivery.target import Job, NotAllowed, Refused, Retry, Target, Uncertain
 from shared.events import (
     PLAIN_JSON,
@@ -35,7 +30,6 @@ from shared.events import (
     DeliveryData,
     Malformed,
     Outcome,
-    Receipt,
     Sighting,
     id_key,
     utcnow,
@@ -46,114 +40,11 @@ from shared.store import StoreFull
 log = logging.getLogger("tocsin.delivery")
 
 
-@dataclass(slots=True)
-class _Task:
-    seq: int
-    rank: int
-    job: Job
-    uncertain: bool = False
-    tries: int = 0
-    failed: int = 0
-    """How often its outcome was unknown."""
-    doubted: bool = False
-    """Another copy may have it as well, so it is looked up before each try."""
-
-
-@dataclass(slots=True)
-class _Queue:
-    """The tasks of one rank of one lane: a few in memory, the rest on disk."""
-
-    ready: deque[_Task] = field(default_factory=deque)
-    reserved: int = 0
-    loaded: int = 0
-    """Every row up to this sequence number is in memory or gone."""
-    newest: int = 0
-
-    def put(self, task: _Task, busy: bool) -> None:
-        """Behind the others, but for those at the end that the target fails at. Of a lane that is `busy` the
-        first is under way and stays the first."""
-        at = len(self.ready)
-        while at > busy and self.ready[at - 1].failed >= _OBSTINATE:
-            at -= 1
-        self.ready.insert(at, task)
-
-    def room(self, ahead: int) -> int:
-        """For how many tasks memory has room. Those at the end that the target fails at take none of it,
-        within reason."""
-        many = len(self.ready)
-        others = many
-        while others and self.ready[others - 1].failed >= _OBSTINATE:
-            others -= 1
-        return min(ahead - others, _MOST_AHEAD - many) - self.reserved
-
-    def oldest(self) -> datetime | None:
-        """When the first of them was received."""
-        with contextlib.suppress(IndexError):  # asked for from another thread
-            return self.ready[0].job.event.recordedtime
-        return None
-
-
-@dataclass(slots=True)
-class _Lane:
-    id: str
-    queues: tuple[_Queue, ...]
-    busy: bool = False
-    queued: int | None = None
-    """The rank at which it waits for a worker, if it does."""
-    not_before: float = 0.0
-    told: float = 0.0
-    """Until when the target has asked to be left alone (Retry-After)."""
-    pause: float = 0.0
-    refused: object = None
-    """The credential that was refused, while the lane waits for another."""
-    refused_since: float = 0.0
-    loading: bool = False
-    troubled: str | None = None
-
-    yields: int = 0
-    """So many others go before life safety that the target fails at."""
-    timer: asyncio.TimerHandle | None = None
-
-    def turn(self) -> int | None:
-        """The rank of the task that is next, if one is in memory."""
-        urgent, rest = self.queues
-        if rest.ready and (self.yields or not urgent.ready):
-            return 1
-        return 0 if urgent.ready else None
-
-    def more_on_disk(self, ahead: int) -> bool:
-        enough = min(ahead - 1, ahead - ahead // 4)
-        return any(q.loaded < q.newest and q.room(ahead) >= enough for q in self.queues)
-
-
-_AHEAD, _AHEAD_OF_ALL = 32, 512
-"""Tasks in memory for each rank of a lane, and of all lanes: more makes nothing quicker."""
-_MOST_AHEAD = 256
-"""As many for each rank of a lane, when the target fails at some."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
-_OBSTINATE = 5
-"""A delivery whose outcome was unknown so often lets others of its lane go first, each time: perhaps the
-target fails at this one alone."""
 _REFUSED_PAUSE = 300.0
 """A refused credential is tried again so often, in case the target has changed its mind."""
-_RANKS = 2
 _MOST_LETTERS = 4000
 """As many as fit into one message to the broker."""
-_DOUBTFUL_EVERY = 0.02
-_MOST_DOUBTFUL = 4000
-"""Looked into at once; more are left to their adapters, which send them again."""
-_OBJECTION = 1.0
-"""How long another copy has to say that it has an event."""
-_TURNED, _SETTLED = 120.0, 600.0
-"""Seconds after a change of the number of copies, until all services have the new site file as a rule, and
-with certainty."""
-_Doubtful = dict[tuple[str, int], tuple[Sighting, str | None, Claim]]
-"""By the event's id and the copy that is to take it."""
-
-
-def _bound(kept: dict[str, Any]) -> None:
-    while len(kept) > _MOST_DOUBTFUL:
-        del kept[next(iter(kept))]
 
 
 class Publisher(Part):
@@ -170,9 +61,9 @@ class Publisher(Part):
         self._store.on_undone = self._undone
         self._receipts = Receipts(runtime.bus, target.name)
         self._receipts_due = False
-        self._lanes: dict[str, _Lane] = {}
-        self._ahead = _AHEAD
-        self._ready: tuple[deque[_Lane], ...] = tuple(deque() for _ in range(_RANKS))
+        self._lanes: dict[str, Lane] = {}
+        self._ahead = AHEAD
+        self._ready: tuple[deque[Lane], ...] = tuple(deque() for _ in range(RANKS))
         self._wake = asyncio.Semaphore(0)
         self._numbers = Numbers()
         self._reviving = 0
@@ -180,20 +71,10 @@ class Publisher(Part):
         self.outstanding = 0
         self.dead = 0
         self._beside: set[asyncio.Task[None]] = set()
-        self._sharing = work.Sharing()
-        self._share: Share | None = None
-        """Which sensors are this copy's, where there are several."""
-        self._turning = False
-        self._wary = False
-        """Whether another copy may know what comes to this one."""
-        self._doubtful: _Doubtful = {}
-        self._unknown: dict[str, tuple[Sighting, str | None, asyncio.TimerHandle]] = {}
-        """What will be taken unless another copy objects."""
-        self._objected: dict[str, None] = {}
-        """What another copy objected to before it was looked into here."""
-        self._elsewhere: dict[str, int] = {}
-        """What another copy was told to take, of sensors that are this one's."""
-        self._stopping = False
+        self._others = OtherCopies(
+            runtime, target.name, self._store, self._seen, self._numbers,
+            take=self._take, owe=self._owe, spawn=self._spawn,
+        )  # fmt: skip
         self._delivery_seconds = metrics.DELIVERY.labels(target.name)
         self._delivered, self._buried = (
             metrics.DELIVERIES.labels(target.name, outcome)
@@ -204,7 +85,6 @@ class Publisher(Part):
         )
         self._set_aside = metrics.SET_ASIDE.labels(runtime.name)
         runtime.bus.subscribe(runtime.topics.sighting("+", "+"), self._on_sighting)
-        runtime.bus.subscribe(runtime.topics.custody(runtime.name), self._on_objection)
         for name in dict.fromkeys((runtime.service, runtime.name)):
             runtime.bus.subscribe(runtime.topics.command(name, "+"), self._on_command)
         runtime.on_change(self._on_change)
@@ -212,11 +92,9 @@ class Publisher(Part):
     # ── taking ───────────────────────────────────────────────────────────────────────────────────
 
     def _on_sighting(self, message: Message) -> None:
-        claim = Claim.MINE
-        if self._share is not None:
-            claim = self._share.claim(message.topic)
-            if claim is Claim.OTHERS and not message.again:
-                return
+        claim = self._others.claim(message.topic)
+        if claim is Claim.OTHERS and not message.again:
+            return
         try:
             sighting = Sighting.from_bytes(message.payload)
         except Malformed as error:
@@ -230,139 +108,19 @@ class Publisher(Part):
             return
         if self.target.name not in sighting.data.targets or self._store.full:
             return
-        if sighting.data.copies is UNSET and not self._wary:
-            self._take(sighting, message.response_topic)
-            return
-        told = sighting.data.copy_of(self.target.name) == self.runtime.copy
-        again = self._wary and message.again and (self._share is not None or self._is_unsettled(sighting))
-        if told and claim is Claim.MINE and not again:
-            self._take(sighting, message.response_topic)
+        if self._others.may_have(sighting, claim, again=message.again):
+            self._others.look_into(sighting, message.response_topic, claim)
         else:
-            self._on_doubtful(sighting, message.response_topic, claim)
-
-    # ── what another copy may have, too ──────────────────────────────────────────────────────────
-
-    def _is_unsettled(self, sighting: Sighting) -> bool:
-        """Whether an event is from before the last change of the number of copies, or not long after."""
-        return sighting.data.event.recordedtime.timestamp() < self._sharing.changed + _SETTLED
-
-    def _on_doubtful(self, sighting: Sighting, reply: str | None, claim: Claim) -> None:
-        """What is sent again may be with another copy, for which it was meant then; and while the number of
-        copies changes, two correlators may mean it for two. Who knows its id receipts it, and objects to the
-        copy that is to take it now. That one takes it if nobody objects within a second, and looks for it at
-        the target before it sends it: who had it may be gone, or away."""
-        if len(self._doubtful) + len(self._unknown) >= _MOST_DOUBTFUL:
-            return
-        if not self._doubtful:
-            asyncio.get_running_loop().call_later(_DOUBTFUL_EVERY, self._look_into_doubtful)
-        taker = sighting.data.copy_of(self.target.name)
-        self._doubtful[sighting.data.event.id, taker] = (sighting, reply, claim)
-
-    def _look_into_doubtful(self) -> None:
-        doubtful, self._doubtful = self._doubtful, {}
-        if doubtful and not self._stopping:
-            self._spawn(self._look_into(doubtful))
-
-    async def _look_into(self, doubtful: _Doubtful) -> None:
-        keys = [id_key(id_) for id_, _ in doubtful]
-        known = await self._store.read(lambda connection: self._seen.known(connection, keys))
-        objections: dict[int, list[str]] = {}
-        for (id_, taker), (sighting, reply, claim) in doubtful.items():
-            if id_key(id_) in known:
-                self._owe(reply, sighting.data.targets, id_)
-                if taker != self.runtime.copy:
-                    objections.setdefault(taker, []).append(id_)
-            elif claim is Claim.OTHERS or claim is Claim.LOST:
-                continue
-            elif taker != self.runtime.copy:
-                self._note_elsewhere(id_, taker)
-            elif id_ in self._unknown:
-                continue
-            elif id_ in self._objected:
-                del self._objected[id_]
-            elif claim is Claim.MINE and not self._is_unsettled(sighting):
-                self._take(sighting, reply, doubted=True)
-            elif self._elsewhere.get(id_, self.runtime.copy) < self.runtime.copy:
-                del self._elsewhere[id_]  # left to that one, this time
-            else:
-                wait = asyncio.get_running_loop().call_later(_OBJECTION, self._take_unknown, id_)
-                self._unknown[id_] = (sighting, reply, wait)
-        for taker, ids in objections.items():
-            self._object(taker, ids)
-        _bound(self._elsewhere)
-
-    def _note_elsewhere(self, id_: str, taker: int) -> None:
-        """An event of a sensor of this copy's was given to another one, and may be given to this one too. If
-        both wait whether somebody objects, the first of them takes it."""
-        if id_ not in self._unknown:
-            self._elsewhere[id_] = taker
-        elif taker < self.runtime.copy:
-            self._unknown.pop(id_)[2].cancel()
-
-    def _object(self, taker: int, ids: Sequence[str]) -> None:
-        """Tell another copy that events are this one's already."""
-        receipt = Receipt(by=self.runtime.name, of=(self.target.name,), ids=tuple(ids))
-        topic = self.runtime.topics.custody(name_of(self.runtime.service, taker))
-        self.runtime.bus.publish(topic, receipt.to_bytes(), content_type=PLAIN_JSON)
-
-    def _on_objection(self, message: Message) -> None:
-        try:
-            receipt = Receipt.from_bytes(message.payload)
-        except Malformed as error:
-            log.warning(
-                "another copy's objection could not be read",
-                extra={"topic": message.topic, "error": str(error)[:200]},
-            )
-            return
-        for id_ in receipt.ids:
-            if (found := self._unknown.pop(id_, None)) is not None:
-                found[2].cancel()
-            else:
-                self._objected[id_] = None
-        _bound(self._objected)
-
-    def _take_unknown(self, id_: str) -> None:
-        sighting, reply, _ = self._unknown.pop(id_)
-        if not self._store.full:
-            self._take(sighting, reply, doubted=True)
-
-    def _forget_doubtful(self) -> None:
-        """Leave to the adapters what waits for an objection: it comes again, perhaps to another copy."""
-        for _, _, wait in self._unknown.values():
-            wait.cancel()
-        self._unknown.clear()
-        self._objected.clear()
-        self._elsewhere.clear()
-        self._doubtful.clear()
-
-    def _divide(self) -> None:
-        """Take note of the number of copies. What is held may from now on be given to another copy too."""
-        copies, before = self.runtime.copies, self._sharing
-        now = int(time.time())
-        if copies != before.copies:
-            self._forget_doubtful()
-            lately = before.before if now < before.changed + _TURNED else ()
-            numbers = tuple(dict.fromkeys((*lately, before.copies)))
-            self._sharing = work.Sharing(copies, numbers, now, self._numbers.last)
-            self._store.submit_lazy(work.keep_sharing, self._sharing)
-            log.info("the number of copies has changed", extra={"copies": copies, "copy": self.runtime.copy})
-        self._turning = now < self._sharing.changed + _TURNED
-        alone = copies == 1 and self.runtime.copy == 0 and not self._turning
-        self._share = (
-            None if alone else Share(self.runtime.copy, copies, self._sharing.before if self._turning else ())
-        )
-        self._wary = self._share is not None or self._sharing.changed > 0
-
-    # ── taking, for good ─────────────────────────────────────────────────────────────────────────
+            self._take(sighting, message.response_topic)
 
     def _take(self, sighting: Sighting, reply: str | None, *, doubted: bool = False) -> None:
         event = sighting.data.event
-        elsewhere = self._elsewhere.pop(event.id, None) if self._elsewhere else None
+        elsewhere = self._others.told_to(event.id)
         doubted |= elsewhere is not None
         rank = LANES.get(event.data.severity, 1)
         # What the store that this one replaces may have delivered is looked up first.
         uncertain = self._restored is not None and event.recordedtime <= self._restored
-        tasks: list[tuple[_Lane, _Task, bool]] = []
+        tasks: list[tuple[Lane, Task, bool]] = []
         rows = []
         for lane_id, camera in self.target.lanes(sighting):
             seq = self._numbers.take()
@@ -373,12 +131,12 @@ class Publisher(Part):
             queue.newest = seq
             if ahead:
                 queue.loaded = seq
-            task = _Task(seq, rank, Job(event, camera), uncertain, doubted=doubted)
+            task = Task(seq, rank, Job(event, camera), uncertain, doubted=doubted)
             tasks.append((lane, task, ahead))
             rows.append((seq, lane_id, rank, int(ahead or uncertain or doubted), work.write_job(task.job)))
         future = self._store.submit(self._write, (id_key(event.id), rows))
         if elsewhere is not None:
-            future.add_done_callback(lambda _: self._object(elsewhere, (event.id,)))
+            future.add_done_callback(lambda _: self._others.object_to(elsewhere, (event.id,)))
 
         def written(done: asyncio.Future[bool]) -> None:
             failed = done.cancelled() or done.exception() is not None
@@ -427,14 +185,14 @@ class Publisher(Part):
 
     # ── lanes ────────────────────────────────────────────────────────────────────────────────────
 
-    def _lane(self, id_: str) -> _Lane:
+    def _lane(self, id_: str) -> Lane:
         lane = self._lanes.get(id_)
         if lane is None:
-            lane = self._lanes[id_] = _Lane(id_, tuple(_Queue() for _ in range(_RANKS)))
-            self._ahead = max(2, min(_AHEAD, _AHEAD_OF_ALL // len(self._lanes)))
+            lane = self._lanes[id_] = Lane(id_, tuple(Queue() for _ in range(RANKS)))
+            self._ahead = max(2, min(AHEAD, AHEAD_OF_ALL // len(self._lanes)))
         return lane
 
-    def _offer(self, lane: _Lane) -> None:
+    def _offer(self, lane: Lane) -> None:
         """Have the lane worked on, if there is something to do and nothing against it."""
         if lane.more_on_disk(self._ahead) and not lane.loading:
             lane.loading = True
@@ -453,11 +211,11 @@ class Publisher(Part):
         self._ready[rank].append(lane)
         self._wake.release()
 
-    def _wait_over(self, lane: _Lane) -> None:
+    def _wait_over(self, lane: Lane) -> None:
         lane.timer = None
         self._offer(lane)
 
-    async def _load(self, lane: _Lane) -> None:
+    async def _load(self, lane: Lane) -> None:
         """Bring the next tasks of a lane into memory, marked on disk as attempted."""
         try:
             for rank, queue in enumerate(lane.queues):
@@ -473,7 +231,7 @@ class Publisher(Part):
                     except msgspec.MsgspecError as error:
                         self._set_aside_row(seq, tries, str(error))
                         continue
-                    queue.put(_Task(seq, rank, job, bool(attempted), tries), lane.busy)
+                    queue.put(Task(seq, rank, job, bool(attempted), tries), lane.busy)
                 if len(rows) < room:
                     queue.loaded = max(queue.loaded, newest)
         except (sqlite3.Error, StoreFull) as error:
@@ -506,7 +264,7 @@ class Publisher(Part):
             self._offer(lane)
         self._workers -= 1
 
-    async def _work(self, lane: _Lane) -> None:
+    async def _work(self, lane: Lane) -> None:
         rank = lane.turn()
         if rank is None:
             return
@@ -519,7 +277,7 @@ class Publisher(Part):
         try:
             remote = None
             found = False
-            if task.uncertain or task.doubted or task.seq <= self._sharing.doubted:
+            if task.uncertain or task.doubted or task.seq <= self._others.doubted:
                 remote = await self.target.find(lane.id, task.job)
                 found = remote is not None
             if not found:
@@ -535,10 +293,10 @@ class Publisher(Part):
         except Exception as error:
             task.uncertain = True
             task.failed += 1
-            if task.failed >= _OBSTINATE:
+            if task.failed >= OBSTINATE:
                 queue.ready.rotate(-1)
-                if rank == 0 and queue.ready[0].failed >= _OBSTINATE:
-                    lane.yields = _AHEAD
+                if rank == 0 and queue.ready[0].failed >= OBSTINATE:
+                    lane.yields = AHEAD
             if not isinstance(error, Uncertain):
                 log.exception("a delivery failed in an unforeseen way", extra={"event": task.job.event.id})
             self._wait(lane, task, str(error) or type(error).__name__, None)
@@ -546,7 +304,7 @@ class Publisher(Part):
             queue.ready.popleft()
             self._succeed(lane, task, remote or None)
 
-    def _wait(self, lane: _Lane, task: _Task, reason: str, after: float | None) -> None:
+    def _wait(self, lane: Lane, task: Task, reason: str, after: float | None) -> None:
         (self._uncertain if task.uncertain else self._retried).inc()
         if task.rank:
             lane.yields = 0
@@ -556,7 +314,7 @@ class Publisher(Part):
         lane.told = time.monotonic() + after if after else 0.0
         self._say(lane, reason, task, retry_in=round(pause, 1))
 
-    def _pause(self, lane: _Lane, credential: object, reason: str) -> None:
+    def _pause(self, lane: Lane, credential: object, reason: str) -> None:
         self._not_allowed.inc()
         if self.target.credential(lane.id) != credential:
             return  # it was replaced while it was being refused
@@ -564,7 +322,7 @@ class Publisher(Part):
         lane.refused_since = time.monotonic()
         self._say(lane, f"{reason}; it waits for another secret", None)
 
-    def _say(self, lane: _Lane, reason: str, task: _Task | None, **fields: object) -> None:
+    def _say(self, lane: Lane, reason: str, task: Task | None, **fields: object) -> None:
         if lane.troubled != reason:
             lane.troubled = reason
             log.warning(
@@ -584,7 +342,7 @@ class Publisher(Part):
         shown = ", ".join(troubled[:5]) + (f" and {len(troubled) - 5} more" if len(troubled) > 5 else "")
         self.runtime.trouble("lanes", f"held up: {shown}" if troubled else None)
 
-    def _succeed(self, lane: _Lane, task: _Task, remote: str | None) -> None:
+    def _succeed(self, lane: Lane, task: Task, remote: str | None) -> None:
         self.outstanding -= 1
         self._store.submit_lazy(work.done, task.seq)
         lane.pause = lane.not_before = 0.0
@@ -595,7 +353,7 @@ class Publisher(Part):
         self._delivered.inc()
         self._tell(lane, task, Outcome.DELIVERED, None, remote)
 
-    def _bury(self, lane: _Lane, task: _Task, reason: str) -> None:
+    def _bury(self, lane: Lane, task: Task, reason: str) -> None:
         # It goes out on the bus, and a target may repeat in an error what it was sent.
         reason = self.runtime.secrets.redact(reason)
         self.outstanding -= 1
@@ -608,9 +366,7 @@ class Publisher(Part):
         )
         self._tell(lane, task, Outcome.DEAD_LETTER, reason, None)
 
-    def _tell(
-        self, lane: _Lane, task: _Task, outcome: Outcome, reason: str | None, remote: str | None
-    ) -> None:
+    def _tell(self, lane: Lane, task: Task, outcome: Outcome, reason: str | None, remote: str | None) -> None:
         event = task.job.event
         now = utcnow()
         seconds = (now - event.recordedtime).total_seconds()
@@ -642,13 +398,13 @@ class Publisher(Part):
         )
 
     def _on_change(self) -> None:
-        self._divide()
+        self._others.divide()
         self.target.changed()
         for lane in self._lanes.values():
             if lane.refused is not None and self.target.credential(lane.id) != lane.refused:
                 self._resume(lane)
 
-    def _resume(self, lane: _Lane) -> None:
+    def _resume(self, lane: Lane) -> None:
         lane.refused = None
         lane.not_before = 0.0
         self._offer(lane)
@@ -659,8 +415,7 @@ class Publisher(Part):
                 self._workers += 1
                 group.create_task(self._worker())
             self.runtime.say_surplus(self._held())
-            if self._turning and time.time() > self._sharing.changed + _TURNED:
-                self._divide()
+            self._others.tend()
             await asyncio.sleep(1)
             now = time.monotonic()
             for lane in list(self._lanes.values()):
@@ -756,7 +511,7 @@ class Publisher(Part):
         def load(connection: sqlite3.Connection) -> tuple[list[tuple[str, int, int, int]], int]:
             self._seen.load(connection)
             self._numbers.load(connection)
-            self._sharing = work.load_sharing(connection)
+            self._others.load(connection)
             lanes = connection.execute(
                 "SELECT lane, rank, max(seq), count(*) FROM work WHERE dead IS NULL GROUP BY lane, rank"
             ).fetchall()
@@ -767,7 +522,7 @@ class Publisher(Part):
         for lane_id, rank, newest, count in lanes:
             self._lane(lane_id).queues[rank].newest = newest
             self.outstanding += count
-        self._divide()
+        self._others.divide()
 
     async def run(self) -> None:
         for lane in list(self._lanes.values()):
@@ -777,8 +532,7 @@ class Publisher(Part):
             group.create_task(self._tend(group))
 
     async def stop(self) -> None:
-        self._stopping = True
-        self._forget_doubtful()
+        self._others.stop()
         for task in list(self._beside):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

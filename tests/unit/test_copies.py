@@ -16,7 +16,7 @@ from services.correlator.service import Correlator
 from services.watch import Console, Story
 from shared import copies as sharing
 from shared.copies import Claim, Share, name_of, number, owner, split
-from shared.delivery import Job, Publisher, Retry, publisher
+from shared.delivery import Job, Publisher, Retry, others
 from shared.events import (
     Delivery,
     DeliveryData,
@@ -300,14 +300,14 @@ async def test_an_event_that_another_correlator_made_is_not_held(tmp_path: Path)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Objections have a fifth of a second to come."""
-    monkeypatch.setattr(publisher, "_OBJECTION", 0.2)
+    monkeypatch.setattr(others, "_OBJECTION", 0.2)
 
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of copies was last changed long ago."""
-    monkeypatch.setattr(publisher, "_TURNED", -1.0)
-    monkeypatch.setattr(publisher, "_SETTLED", -1.0)
+    monkeypatch.setattr(others, "_TURNED", -1.0)
+    monkeypatch.setattr(others, "_SETTLED", -1.0)
 
 
 class Vms(Told):
@@ -603,7 +603,7 @@ async def test_a_copy_no_longer_declared_delivers_what_it_holds_and_takes_nothin
 async def test_back_to_one_copy_repeats_from_before_are_looked_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher, "_TURNED", -1.0)  # all have the new site file, and adapters old events
+    monkeypatch.setattr(others, "_TURNED", -1.0)  # all have the new site file, and adapters old events
     here = Copies(tmp_path, 2)
     async with here.running(0):
         pass

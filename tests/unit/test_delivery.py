@@ -15,7 +15,7 @@ import pytest
 from shared import metrics
 from shared.delivery import Job, NotAllowed, Publisher, Refused, Retry, Target, Uncertain
 from shared.delivery import publisher as delivery
-from shared.delivery.publisher import _Task as Task
+from shared.delivery.lanes import Task
 from shared.events import Event, SeenBy, Sighting
 from tests.gateway import (
     TOPICS,
