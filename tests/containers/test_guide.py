@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from services.broker import free_port
-from tests.containers.gateway import IMAGES, bare_copy, build_images, compose_command
+from tests.containers.gateway import IMAGES, bare_copy, build_images, compose_command, debians_compose
 from tests.e2e.house import until
-from tests.peers import clean_environment, program, require_peer
+from tests.peers import clean_environment, program
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = f"tocsin-guide-{os.getpid()}"
@@ -21,21 +21,25 @@ PROJECT = f"tocsin-guide-{os.getpid()}"
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
+@pytest.fixture(params=[compose_command, debians_compose])
+def compose(request: pytest.FixtureRequest, engine: None) -> list[str]:
+    find: Callable[[], list[str]] = request.param
+    return find()
+
+
 @pytest.fixture
-def copy(engine: None, tmp_path: Path) -> Iterator[Path]:
+def copy(compose: list[str], tmp_path: Path) -> Iterator[Path]:
     program("curl", "apt-get install curl")
-    command = compose_command()
-    require_peer("Docker Compose", command, "apt-get install docker-compose")
     bare_copy(tmp_path)
     yield tmp_path
-    for arguments in (["docker", "rm", "--force", f"{PROJECT}-vms"], [*command, "down", "--volumes"]):
+    for arguments in (["docker", "rm", "--force", f"{PROJECT}-vms"], [*compose, "down", "--volumes"]):
         subprocess.run(
             [*arguments], cwd=tmp_path, env=clean_environment(COMPOSE_PROJECT_NAME=PROJECT), check=False,
             capture_output=True,
         )  # fmt: skip
 
 
-async def test_an_event_arrives_after_all_that_the_guide_says(copy: Path) -> None:
+async def test_an_event_arrives_after_all_that_the_guide_says(copy: Path, compose: list[str]) -> None:
     build_images(["tools", "correlator", "vms-publisher", "camio-publisher", "adapter-webhook"])
     tried = re.search(
         r"(?s)<!-- try: begin -->(.*?)<!-- try: end -->", (ROOT / "docs/compose.md").read_text()
@@ -49,7 +53,7 @@ async def test_an_event_arrives_after_all_that_the_guide_says(copy: Path) -> Non
             continue
         # What the test must do otherwise: images of its own tag, a free port, names that nobody else has.
         lines = re.sub(r"(?m)^make images.*\n", "", block)
-        lines = lines.replace("docker compose", " ".join(compose_command()))
+        lines = lines.replace("docker compose", " ".join(compose))
         lines = lines.replace("127.0.0.1:8080", f"127.0.0.1:{ports['WEBHOOK_PORT']}")
         lines = re.sub(r"(--name|--advertise) vms", rf"\1 {PROJECT}-vms", lines)
         script.append(lines)
