@@ -6,7 +6,7 @@ ROUNDS ?=
 NAME ?=
 BASE ?=
 ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 
 BIN = .venv/bin
 

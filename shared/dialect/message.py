@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from shared.adapter import Report
+from shared.adapter import Context, Report
 from shared.dialect.body import Format
 from shared.events import Kind, SensorType
 
@@ -43,6 +43,17 @@ class State:
     tamper: bool | None = None
     online: bool | None = None
 
+    def tell(self, context: Context) -> None:
+        """Note it, if it is a sensor's."""
+        if self.sensor is not None:
+            context.state(
+                self.sensor,
+                battery=self.battery,
+                battery_low=self.battery_low,
+                tamper=self.tamper,
+                online=self.online,
+            )
+
 
 @dataclass(slots=True)
 class Result:
@@ -53,7 +64,7 @@ class Result:
     """What to remember together with the reports: `emit(*reports, memory=memory)`. Without reports
     each goes to `Context.remember`."""
     states: list[State] = field(default_factory=list)
-    """For `Context.state`; the one whose sensor is None is the device: `heard` or `lost`."""
+    """To be told; the one whose sensor is None is the device: `heard` or `lost`."""
     heard: set[str] = field(default_factory=set)
     """Sensors that spoke now: for `Context.heard`. Empty for a retained message."""
     alive: bool = False

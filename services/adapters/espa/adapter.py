@@ -216,14 +216,7 @@ class _Panel:
         for sensor in result.heard:
             self._context.heard(self.id, sensor=sensor)
         for state in result.states:
-            if state.sensor is not None:
-                self._context.state(
-                    state.sensor,
-                    battery=state.battery,
-                    battery_low=state.battery_low,
-                    tamper=state.tamper,
-                    online=state.online,
-                )
+            state.tell(self._context)
 
 
 def _recalled(text: str | None) -> _Last | None:

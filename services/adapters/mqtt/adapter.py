@@ -489,13 +489,7 @@ class _Link:
         gone = False
         for state in result.states:
             if state.sensor is not None:
-                self._context.state(
-                    state.sensor,
-                    battery=state.battery,
-                    battery_low=state.battery_low,
-                    tamper=state.tamper,
-                    online=state.online,
-                )
+                state.tell(self._context)
             elif state.online is True:
                 self._context.heard(self._id)
                 gone = False

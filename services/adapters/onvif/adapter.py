@@ -599,8 +599,7 @@ class _Link:
         for sensor in result.heard:
             self._context.heard(self._id, sensor=sensor)
         for state in result.states:
-            if state.sensor is not None:
-                self._context.state(state.sensor, tamper=state.tamper, online=state.online)
+            state.tell(self._context)
         if not result.understood:
             self._ignored["unknown"](1)
         elif result.ignored is not None:

@@ -627,14 +627,7 @@ class Adapter(shared.adapter.Adapter):
         for sensor in result.heard:
             self.context.heard(peer.id, sensor=sensor)
         for state in result.states:
-            if state.sensor is not None:
-                self.context.state(
-                    state.sensor,
-                    battery=state.battery,
-                    battery_low=state.battery_low,
-                    tamper=state.tamper,
-                    online=state.online,
-                )
+            state.tell(self.context)
 
     # ── polling ──────────────────────────────────────────────────────────────────────────────────
 

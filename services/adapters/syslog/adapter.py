@@ -410,13 +410,7 @@ class Adapter(shared.adapter.Adapter):
                 self.context.state(report.sensor, **_STATES[report.kind])
         for state in result.states:
             if state.sensor is not None:
-                self.context.state(
-                    state.sensor,
-                    battery=state.battery,
-                    battery_low=state.battery_low,
-                    tamper=state.tamper,
-                    online=state.online,
-                )
+                state.tell(self.context)
             elif state.online is False:
                 self.context.lost(source.id, "it says that it is offline")
 

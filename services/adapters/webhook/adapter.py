@@ -561,13 +561,7 @@ class Adapter(BaseAdapter):
                 context.heard(hook.id, sensor=sensor)
             for state in result.states:
                 if state.sensor is not None:
-                    context.state(
-                        state.sensor,
-                        battery=state.battery,
-                        battery_low=state.battery_low,
-                        tamper=state.tamper,
-                        online=state.online,
-                    )
+                    state.tell(context)
                 elif state.online is False:
                     context.lost(hook.id, "it says so itself")
 
