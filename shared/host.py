@@ -18,10 +18,9 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
-import orjson
-
 from shared import metrics
 from shared.adapter import Adapter, Context, Report, device_of
+from shared.bounds import LEFT_OUT, bounded
 from shared.bus import Endpoint
 from shared.custody import LANES, OUTBOX_SCHEMA, Entry, Sender
 from shared.events import (
@@ -31,8 +30,6 @@ from shared.events import (
     Kind,
     Refusal,
     SensorRef,
-    SensorState,
-    SensorStateData,
     SensorType,
     Severity,
     event_id,
@@ -41,29 +38,21 @@ from shared.events import (
 )
 from shared.model import SecretStr
 from shared.service import Part, Runtime
-from shared.site import Device, SecretRef, Sensor, Site
+from shared.site import Device, SecretRef, Site
+from shared.states import KEEP_EVERY, SensorStates, sensor_of
 from shared.store import StoreFull
 
 log = logging.getLogger("tocsin.adapter")
 
 _MOST_REASONS = 100
-_MOST_DETAILS = 200
-_LONGEST_DETAIL = 4096
-_LONGEST_NAME = 256
-_MOST_TEXT = 65_536
 _LARGEST_EVENT = 900_000
 """Bytes. Some brokers take no more than 1 MB by default, and a correlator adds the cameras."""
-_STATE_EVERY = 30.0
-_KEEP_EVERY = 5.0
 _REFUSED_EVERY = 5.0
 _MOST_REFUSED = 16
 _LONGEST_REFUSED = 300
 _OFFSET_STEP = 1.0
 """Seconds by which a device's clock must have moved for that alone to be published."""
-_STATE, _OFFLINE = "state:", "offline:"
-_KEPT = ("online", "state", "battery", "battery_low", "tamper")
-_CUT = "…"
-_LEFT_OUT = "_left_out"
+_OFFLINE = "offline:"
 
 
 class _Known:
@@ -141,17 +130,16 @@ class AdapterHost(Part):
         self._memory: dict[str, str] = {}
         self._pending: dict[str, str | None] = {}
         self._watches: dict[str, _Watch] = {}
-        self._states: dict[str, SensorStateData] = {}
-        self._dirty: dict[str, float] = {}
-        self._unkept: set[str] = set()
+        self._states = SensorStates(
+            runtime, recall=self.recall, remember=self.remember,
+            clock_offset=lambda device: self._watches[device].offset,
+        )  # fmt: skip
         self._own: asyncio.Queue[tuple[Report, Mapping[str, str | None]]] = asyncio.Queue()
         self._change = asyncio.Event()
         self._received: dict[tuple[str, str], Any] = {}
         self._repeated = metrics.REPEATED.labels(protocol)
         self._rejected: dict[str, Any] = {}
         self._rejected_log: dict[tuple[str, str | None], tuple[float, int]] = {}
-        self._seen_gauges: dict[str, Any] = {}
-        self._supervised: set[str] = set()
         self._devices: Mapping[str, Device] = {}
         metrics.MISSED.labels(protocol, "")
         self._refused: dict[tuple[str, str | None], Refusal] = {}
@@ -201,7 +189,7 @@ class AdapterHost(Part):
         if clock is not None:
             self._measure_clock(device, watch, clock)
         if sensor is not None:
-            self._saw(sensor)
+            self._states.saw(sensor)
 
     def lost(self, device: str, reason: str) -> None:
         watch = self._watches.get(device)
@@ -218,7 +206,7 @@ class AdapterHost(Part):
         online: bool | None = None,
     ) -> None:
         said = {"battery": battery, "battery_low": battery_low, "tamper": tamper, "online": online}
-        self._update_state(sensor, {key: value for key, value in said.items() if value is not None})
+        self._states.update(sensor, {key: value for key, value in said.items() if value is not None})
 
     def rejected(self, reason: str, message: str, *, device: str | None = None, **fields: object) -> None:
         counted = self._rejected.get(reason)
@@ -280,8 +268,8 @@ class AdapterHost(Part):
         self._learn({key: value})
 
     def _is_kept(self, key: str) -> bool:
-        if key.startswith(_STATE):
-            return key.removeprefix(_STATE) in self._known
+        if (sensor := sensor_of(key)) is not None:
+            return sensor in self._known
         if key.startswith(_OFFLINE):
             return key.removeprefix(_OFFLINE) in self._devices
         return (device := device_of(key)) is None or device in self._devices
@@ -290,8 +278,8 @@ class AdapterHost(Part):
         """What was remembered of devices and sensors that are no longer in the site file."""
         for key in [key for key in self._memory if not self._is_kept(key)]:
             self.remember(key, None)
-            if key.startswith(_STATE):
-                self._take_back_state(key.removeprefix(_STATE))
+            if (sensor := sensor_of(key)) is not None:
+                self._states.take_back(sensor)
 
     def _learn(self, memory: Mapping[str, str | None]) -> None:
         for key, value in memory.items():
@@ -361,13 +349,13 @@ class AdapterHost(Part):
                 replayed=report.replayed,
                 actor=report.actor,
                 labels=tuple(report.labels),
-                native=_bounded(report.native),
-                details=_bounded(report.details),
+                native=bounded(report.native),
+                details=bounded(report.details),
             ),
         )
         body = event.to_bytes()
         if len(body) > _LARGEST_EVENT:
-            bare = event.data.replace(actor=None, labels=(), native={}, details={_LEFT_OUT: "all"})
+            bare = event.data.replace(actor=None, labels=(), native={}, details={LEFT_OUT: "all"})
             body = event.replace(data=bare).to_bytes()
         return Entry(key, id_, LANES.get(severity, 1), known.topic, body, seq, report.repeat_window)
 
@@ -400,16 +388,15 @@ class AdapterHost(Part):
             if report.kind not in _OF_THE_DEVICE:
                 metrics.UNLISTED.labels(self.protocol, report.device).inc()
         elif not report.replayed:
-            self._update_state(report.sensor, {"state": str(report.kind)})
-            self._saw(report.sensor)
+            self._states.update(report.sensor, {"state": str(report.kind)})
+            self._states.saw(report.sensor)
 
     # ── devices: alive, on time ──────────────────────────────────────────────────────────────────
 
     def _measure_clock(self, device: str, watch: _Watch, clock: datetime) -> None:
         offset = (clock - utcnow()).total_seconds()
         if watch.offset is None or abs(offset - watch.offset) > _OFFSET_STEP:
-            for sensor in self._devices[device].sensors:
-                self._dirty.setdefault(sensor, time.monotonic() + _KEEP_EVERY)
+            self._states.publish_soon(self._devices[device].sensors)
         watch.offset = offset
         metrics.CLOCK_OFFSET.labels(device).set(offset)
         skewed = abs(offset) > self._devices[device].max_skew
@@ -433,14 +420,14 @@ class AdapterHost(Part):
             {_OFFLINE + device: "1"},
         )
         for sensor in self._devices[device].sensors:
-            self._update_state(sensor, {"online": False})
+            self._states.update(sensor, {"online": False})
 
     def _back(self, device: str, watch: _Watch) -> None:
         watch.offline = False
         metrics.ONLINE.labels(device).set(1)
         self._notice(Report(device=device, sensor=None, kind=Kind.DEVICE_ONLINE), {_OFFLINE + device: None})
         for sensor in self._devices[device].sensors:
-            self._update_state(sensor, {"online": True})
+            self._states.update(sensor, {"online": True})
 
     async def _supervise(self) -> None:
         while True:
@@ -467,41 +454,8 @@ class AdapterHost(Part):
 
     # ── states ───────────────────────────────────────────────────────────────────────────────────
 
-    def _saw(self, sensor: str) -> None:
-        now = time.time()
-        gauge = self._seen_gauges.get(sensor)
-        if gauge is None:
-            return
-        gauge.set(now)
-        self._dirty.setdefault(sensor, time.monotonic() + _STATE_EVERY)
-
-    def _update_state(self, sensor: str, said: Mapping[str, Any]) -> None:
-        state = self._states.get(sensor)
-        if state is None or all(getattr(state, key) == value for key, value in said.items()):
-            return
-        self._states[sensor] = state.replace(**said)
-        self._dirty[sensor] = 0.0
-        self._unkept.add(sensor)
-
-    def _keep_state(self, sensor: str) -> None:
-        """Note what is known of a sensor, so that a restart does not make it unknown."""
-        state = self._states[sensor]
-        last = self._seen_gauges[sensor]._value.get()
-        known = {"last_seen": last or None} | {name: getattr(state, name) for name in _KEPT}
-        self.remember(_STATE + sensor, orjson.dumps(known).decode())
-
-    def _restore_state(self, sensor: str) -> None:
-        kept = self._memory.get(_STATE + sensor)
-        if kept is None:
-            return
-        known = orjson.loads(kept)
-        self._seen_gauges[sensor].set(known.pop("last_seen") or 0)
-        # A later version may have kept more.
-        said = {name: known[name] for name in _KEPT if name in known}
-        self._states[sensor] = self._states[sensor].replace(**said)
-
-    async def _publish_states(self) -> None:
-        keep_at = time.monotonic() + _KEEP_EVERY
+    async def _tend(self) -> None:
+        keep_at = time.monotonic() + KEEP_EVERY
         refused_at = 0.0
         while True:
             await asyncio.sleep(0.5)
@@ -513,45 +467,11 @@ class AdapterHost(Part):
                 self._forget_at = math.inf
                 self._forget_what_is_gone()
             if now > keep_at:
-                keep_at = now + _KEEP_EVERY
-                for sensor in self._unkept & self._states.keys():
-                    self._keep_state(sensor)
-                self._unkept.clear()
-            due = [sensor for sensor, at in self._dirty.items() if at <= now]
-            for sensor in due[:500]:
-                del self._dirty[sensor]
-                self._publish_state(sensor)
+                keep_at = now + KEEP_EVERY
+                self._states.keep_changed()
+            self._states.publish_due(now)
             if self._pending:
                 await self._keep_memory()
-
-    def _publish_state(self, sensor: str) -> None:
-        state = self._states.get(sensor)
-        if state is None:
-            return
-        watch = self._watches[state.device]
-        last = self._seen_gauges[sensor]._value.get()
-        update: dict[str, Any] = {"clock_offset": watch.offset}
-        if last:
-            update["last_seen"] = datetime.fromtimestamp(last, UTC)
-            if state.online is None:
-                update["online"] = True
-        state = self._states[sensor] = state.replace(**update)
-        now = utcnow()
-        self.runtime.bus.retain(
-            self.runtime.topics.sensor(sensor),
-            SensorState(
-                id=f"{sensor}-{int(now.timestamp() * 1000)}",
-                source=f"/{self.runtime.site.site}/{state.device}",
-                subject=sensor,
-                time=now,
-                data=state,
-            ).to_bytes(),
-        )
-
-    def _take_back_state(self, sensor: str) -> None:
-        """Of a sensor that is no longer here: the broker forgets it, unless another adapter has it now."""
-        if sensor not in self.runtime.site.sensors:
-            self.runtime.bus.retain(self.runtime.topics.sensor(sensor), b"")
 
     async def _keep_memory(self) -> None:
         memory = self._pending
@@ -582,13 +502,9 @@ class AdapterHost(Part):
                     self.runtime.topics.event(ref.type, ref.id),
                     {**severity, **sensor.severity} if sensor.severity else severity,
                 )
-                self._start_state(sensor_id, device_id, sensor)
         self._severity = site.severity
         self._known = known
         self._watches = {id_: self._watches.get(id_) or _Watch() for id_ in devices}
-        for gone in self._states.keys() - known.keys():
-            self._take_back_state(gone)
-        self._states = {id_: state for id_, state in self._states.items() if id_ in known}
         self._received.clear()
         self._show_devices(devices)
 
@@ -607,35 +523,14 @@ class AdapterHost(Part):
             metrics.ONLINE.labels(id_).set(not self._watches[id_].offline)
             metrics.UNLISTED.labels(self.protocol, id_)
             metrics.MISSED.labels(self.protocol, id_)
-        sensors = {id_: sensor for device in devices.values() for id_, sensor in device.sensors.items()}
-        for id_ in self._seen_gauges.keys() - sensors.keys():
-            metrics.forget(metrics.LAST_SEEN, id_)
-        for id_ in self._supervised - {id_ for id_, sensor in sensors.items() if sensor.supervision}:
-            metrics.forget(metrics.SENSOR_SUPERVISION, id_)
-        news = sensors.keys() - self._seen_gauges.keys()
-        self._seen_gauges = {id_: metrics.LAST_SEEN.labels(id_) for id_ in sensors}
-        self._supervised = set()
-        for id_, sensor in sensors.items():
-            if sensor.supervision:
-                self._supervised.add(id_)
-                metrics.SENSOR_SUPERVISION.labels(id_).set(sensor.supervision)
-        for id_ in news:
-            self._restore_state(id_)
-
-    def _start_state(self, sensor_id: str, device_id: str, sensor: Sensor) -> None:
-        name = sensor.name or sensor_id
-        state = self._states.get(sensor_id)
-        if state is None:
-            state = SensorStateData(sensor=sensor_id, device=device_id, type=sensor.type, name=name)
-        self._states[sensor_id] = state.replace(device=device_id, type=sensor.type, name=name)
-        self._dirty[sensor_id] = 0.0
+        self._states.follow(devices)
 
     def _on_change(self) -> None:
         site = self.runtime.site
         if site.devices_of(self.protocol) != self._devices or site.severity != self._severity:
             self._look_up(site)
             # The adapter may yet need what it remembers, to take leave of a device.
-            self._forget_at = time.monotonic() + _KEEP_EVERY
+            self._forget_at = time.monotonic() + KEEP_EVERY
         self._change.set()
 
     # ── the part ─────────────────────────────────────────────────────────────────────────────────
@@ -651,8 +546,7 @@ class AdapterHost(Part):
         for id_, watch in self._watches.items():
             watch.offline = self._memory.get(_OFFLINE + id_) is not None
             metrics.ONLINE.labels(id_).set(not watch.offline)
-        for sensor in self._states:
-            self._restore_state(sensor)
+        self._states.restore()
         await self._sender.open()
         self._adapter = self._make(self)
 
@@ -662,13 +556,11 @@ class AdapterHost(Part):
             group.create_task(self._sender.run())
             group.create_task(self._supervise())
             group.create_task(self._report_own())
-            group.create_task(self._publish_states())
+            group.create_task(self._tend())
             group.create_task(self._adapter.run(self.emit))
 
     async def stop(self) -> None:
-        for sensor in self._states:
-            if self._seen_gauges[sensor]._value.get():
-                self._keep_state(sensor)
+        self._states.keep_seen()
         if self._pending:
             await self._keep_memory()
         await self._store.close()
@@ -683,31 +575,3 @@ class AdapterHost(Part):
 
 
 _OF_THE_DEVICE = frozenset({Kind.DEVICE_OFFLINE, Kind.DEVICE_ONLINE, Kind.DEVICE_CLOCK_WRONG})
-
-
-def _bounded(said: Mapping[str, str]) -> dict[str, str]:
-    """At most 200 values of at most 4,096 characters, with names of at most 256, and 65,536 characters in
-    all; what is cut says so."""
-    if (
-        len(said) <= _MOST_DETAILS
-        and sum(map(len, said.values())) <= _LONGEST_DETAIL
-        and max(map(len, said), default=0) <= _LONGEST_NAME
-    ):
-        return dict(said)
-    kept: dict[str, str] = {}
-    room, left_out = _MOST_TEXT, 0
-    for key, value in said.items():
-        name, text = _cut(key, _LONGEST_NAME), _cut(value, _LONGEST_DETAIL)
-        size = len(name) + len(text)
-        if len(kept) == _MOST_DETAILS or size > room or name in kept:
-            left_out += 1
-            continue
-        kept[name] = text
-        room -= size
-    if left_out:
-        kept[_LEFT_OUT] = str(left_out)
-    return kept
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[:longest] + _CUT

@@ -545,7 +545,7 @@ async def test_a_flood_of_bad_input_is_no_flood_of_logs(
 async def test_what_is_gone_from_the_site_file_is_forgotten(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.host._KEEP_EVERY", 0.0)
+    monkeypatch.setattr("shared.host.KEEP_EVERY", 0.0)
     theirs = ("last/silent", "level/silent/rule/zone=1")
     ours = ("last/controller", "level/controller/silent", "boots")
     without = SITE[: SITE.index("  silent:")] + SITE[SITE.index("  other:") :]
@@ -634,7 +634,7 @@ async def test_what_was_refused_is_told_with_the_services_status(
 async def test_a_clock_is_told_of_though_no_sensor_is_heard(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.host._KEEP_EVERY", 0.0)
+    monkeypatch.setattr("shared.states.KEEP_EVERY", 0.0)
 
     def near(offset: float) -> bool:
         sent = world.hub.of(TOPICS.sensor("front-door"))
