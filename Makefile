@@ -7,6 +7,7 @@ NAME ?=
 BASE ?=
 ARGS ?=
 WORKERS ?= 3
+CONTAINERS ?=
 
 BIN = .venv/bin
 
@@ -16,6 +17,7 @@ BIN = .venv/bin
 help:
 	@echo 'make demo               the whole gateway on simulated sensors, live   [SECONDS=20]'
 	@echo 'make test               the tests, against a real Mosquitto            [ARGS="-k dc09"]'
+	@echo 'make test CONTAINERS=1  and those that run the images, with an engine'
 	@echo 'make lint               ruff, mypy, import rules'
 	@echo 'make format             let ruff rewrite what it can'
 	@echo 'make bench              measure it on this machine                     [ARGS=...]'
@@ -39,7 +41,7 @@ demo: setup
 	@$(BIN)/tocsin demo $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 test: broker
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(if $(CONTAINERS),,--ignore tests/containers) $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check
