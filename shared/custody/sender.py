@@ -76,6 +76,7 @@ _PARTIAL_MOST = 2000
 _PARKED_CHUNK = 64
 _PARKED_PAUSES = (1.0, 60.0)
 _LOOK_EVERY = 5.0
+_UNREADABLE = 1.0
 _PROBES, _PROBED_ROWS = 16, 1000
 
 
@@ -167,6 +168,7 @@ class Sender:
         self._numbers = Numbers()
         self._way = _Way()
         self._canary_at = 0.0
+        self._loads: set[asyncio.Task[None]] = set()
         self.outstanding = 0
         """How many messages are in custody here."""
         self.oldest: datetime | None = None
@@ -368,7 +370,14 @@ class Sender:
             return
         lane.loading = True
         task = asyncio.ensure_future(self._load_more(lane))
-        task.add_done_callback(lambda t: t.cancelled() or t.exception())
+        self._loads.add(task)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._loads.discard(task)
+            if not task.cancelled():
+                task.exception()  # the store was closed meanwhile
+
+        task.add_done_callback(over)
 
     async def _load_more(self, lane: _Lane) -> None:
         room = lane.window - len(lane.flying)
@@ -376,6 +385,10 @@ class Sender:
         newest = lane.newest
         try:
             rows = await self._store.read(outbox.waiting(lane.number, after, room))
+        except sqlite3.Error as error:
+            self._say_unreadable(error)
+            await asyncio.sleep(_UNREADABLE)
+            return
         finally:
             lane.loading = False
         for seq, id_, topic, body in rows:
@@ -388,6 +401,12 @@ class Sender:
         if len(rows) < room:
             lane.loaded = max(lane.loaded, newest)
         self._load(lane)
+
+    def _say_unreadable(self, error: Exception) -> None:
+        log.error(
+            "what waits can't be read from the store; it is tried again",
+            extra={"store": str(self._store.path), "error": str(error)},
+        )
 
     async def run(self) -> None:
         """Send what waits, and again what was not receipted, until cancelled."""
@@ -441,7 +460,11 @@ class Sender:
         after = max(lane.loaded, lane.probed_to)
         topics = {flight.topic for flight in lane.flying.values()}
         search = outbox.of_another_topic(lane.number, after, topics, _PROBED_ROWS)
-        row, lane.probed_to = await self._store.read(search)
+        try:
+            row, lane.probed_to = await self._store.read(search)
+        except sqlite3.Error as error:
+            self._say_unreadable(error)
+            return
         if row is not None and row[0] > lane.loaded:
             seq, id_, topic, body = row
             lane.probed.add(seq)
@@ -482,10 +505,11 @@ class Sender:
             try:
                 # What was let go is gone from the disk then, too.
                 await self._store.settled()
-            except (StoreFull, sqlite3.Error):
+                rows = await self._store.read(outbox.parked(after, _PARKED_CHUNK))
+            except (StoreFull, sqlite3.Error) as error:
+                self._say_unreadable(error)
                 pause = longest
                 continue
-            rows = await self._store.read(outbox.parked(after, _PARKED_CHUNK))
             if not rows:
                 after = 0
                 pause = max(_PARKED_PAUSES[0], pause)

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,6 +192,34 @@ async def test_memory_is_written_with_the_events_or_not_at_all(tmp_path: Path) -
         memory = await here.store.read(lambda c: c.execute("SELECT * FROM memory ORDER BY key").fetchall())
         assert memory == [("old", "1"), ("state", "on")]
         assert await here.put("b") == [True]  # it is not thought to be a repeat
+
+
+@pytest.mark.parametrize("parked", [False, True])
+async def test_a_store_that_cannot_be_read_for_a_while_holds_up_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, parked: bool
+) -> None:
+    monkeypatch.setattr(sending, "_UNREADABLE", 0.05, raising=False)
+    async with adapter(tmp_path, windows=(16, 16)) as here:
+        read, failed = here.store.read, 0
+
+        async def broken(query: Callable[[sqlite3.Connection], Any]) -> Any:
+            nonlocal failed
+            failed += 1
+            raise sqlite3.OperationalError("disk I/O error")
+
+        if parked:
+            taker(here, all_of=("vms", "camio"))
+            await here.put(*ids(100))
+            await until(lambda: here.sender._parked == 100)
+        monkeypatch.setattr(here.store, "read", broken)
+        await here.put(*ids(100, "late"))
+        taken = taker(here, "camio", ("vms", "camio")) if parked else taker(here)
+        await until(lambda: failed > 2)
+        assert here.sender.outstanding > 80
+        monkeypatch.setattr(here.store, "read", read)
+        await until(lambda: here.sender.outstanding == 0)
+        assert {*ids(100, "late")} <= set(taken)
+    assert "can't be read from the store" in caplog.text
 
 
 async def test_a_full_store_takes_nothing(tmp_path: Path) -> None:
