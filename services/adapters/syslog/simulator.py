@@ -239,6 +239,8 @@ class _Link:
 
 
 def _unsent(raw: Any) -> int:
+    if raw.fileno() < 0:
+        raise ConnectionResetError(errno.ECONNRESET, "the connection broke")
     answer = fcntl.ioctl(raw.fileno(), _UNSENT, struct.pack("i", 0))
     return int(struct.unpack("i", answer)[0])
 

@@ -120,6 +120,27 @@ async def test_it_holds_its_connection_and_opens_another_when_it_is_gone(framing
     assert [report.details["fields.note"] for report in house.reports] == ["one", "two", "three"]
 
 
+async def test_it_goes_on_where_its_connection_breaks_while_it_waits() -> None:
+    """Between two looks at what is still on its way."""
+    about = device()
+    house = House({"box": about})
+    async with running(house) as adapter, simulator("box", about, adapter.ports["tcp"]) as simulated:
+        await simulated.send("hall", Kind.MOTION_DETECTED, "one")
+        link = simulated._link
+        assert link is not None
+        link._check = lambda: None  # type: ignore[method-assign]
+        drain = link._writer.drain
+
+        async def broken() -> None:
+            await drain()
+            link._writer.transport.abort()
+            await asyncio.sleep(0)
+
+        link._writer.drain = broken  # type: ignore[method-assign]
+        await simulated.send("hall", Kind.MOTION_CLEARED, "two")
+        await until(lambda: "two" in [report.details["fields.note"] for report in house.reports])
+
+
 async def test_udp_asks_nothing() -> None:
     about = device()
     house = House({"box": about})
