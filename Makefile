@@ -6,7 +6,7 @@ ROUNDS ?=
 NAME ?=
 BASE ?=
 ARGS ?=
-WORKERS ?= 3
+WORKERS ?= 4
 CONTAINERS ?=
 
 BIN = .venv/bin
