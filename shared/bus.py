@@ -613,7 +613,7 @@ class Bus:
         self._shown = connection.certificate
         self._problem = ""
         log.info("connected to the broker", extra={"broker": _without_login(self._endpoint.url)})
-        for topic in self._retained:
+        for topic in list(self._retained):
             self._say_retained(connection, topic)
         waiting = [*self._kept_unacked.values(), *self._kept]
         self._kept_unacked.clear()

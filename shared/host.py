@@ -452,7 +452,7 @@ class AdapterHost(Part):
                 except (StoreFull, sqlite3.Error):
                     await asyncio.sleep(1)
 
-    # ── states ───────────────────────────────────────────────────────────────────────────────────
+    # ── what is known, told and kept ─────────────────────────────────────────────────────────────
 
     async def _tend(self) -> None:
         keep_at = time.monotonic() + KEEP_EVERY

@@ -505,8 +505,12 @@ class Sender:
             try:
                 # What was let go is gone from the disk then, too.
                 await self._store.settled()
+            except (StoreFull, sqlite3.Error):
+                pause = longest
+                continue
+            try:
                 rows = await self._store.read(outbox.parked(after, _PARKED_CHUNK))
-            except (StoreFull, sqlite3.Error) as error:
+            except sqlite3.Error as error:
                 self._say_unreadable(error)
                 pause = longest
                 continue

@@ -106,7 +106,7 @@ class OtherCopies:
         return self._wary and again and (self._share is not None or self._is_unsettled(sighting))
 
     def told_to(self, id_: str) -> int | None:
-        """The copy that was told to take an event that this one takes now."""
+        """The copy that was told to take an event that this one takes now. It is said once."""
         return self._elsewhere.pop(id_, None) if self._elsewhere else None
 
     def tend(self) -> None:

@@ -79,6 +79,13 @@ class Result:
     _told: list[str] = field(default_factory=list)
     _forget: Callable[[Sequence[str], Sequence[str]], None] | None = None
 
+    def tell(self, context: Context, device: str) -> None:
+        """Note which sensors of a device spoke, and what is known of them."""
+        for sensor in self.heard:
+            context.heard(device, sensor=sensor)
+        for state in self.states:
+            state.tell(context)
+
     def undo(self) -> None:
         """The reports could not be taken: when the message comes again, it must give them again."""
         if self._forget is not None:

@@ -15,7 +15,7 @@ from services.adapters.espa.codec import ACK, ENQ, EOT, BlockError, State, Stati
 from services.adapters.espa.config import Connection, Device
 from services.adapters.espa.lines import Link, explained, open_serial, open_tcp
 from shared.adapter import Context, Emit, StoreFull
-from shared.dialect import Message, Reader, Result
+from shared.dialect import Message, Reader
 from shared.events import utcnow
 from shared.probing import ALONE, Around, Found, Port, Secret, Waits
 from shared.stations import StationsAdapter
@@ -210,13 +210,7 @@ class _Panel:
             result.undo()
             raise
         self._maybe_again = self._answered = True
-        self._note(result)
-
-    def _note(self, result: Result) -> None:
-        for sensor in result.heard:
-            self._context.heard(self.id, sensor=sensor)
-        for state in result.states:
-            state.tell(self._context)
+        result.tell(self._context, self.id)
 
 
 def _recalled(text: str | None) -> _Last | None:

@@ -329,10 +329,7 @@ class _Link:
             log.exception("an event could not be read", extra={"device": self._id})
             self._context.rejected("failed", "an event could not be read; see the log", device=self._id)
             return None
-        for sensor in result.heard:
-            self._context.heard(self._id, sensor=sensor)
-        for state in result.states:
-            state.tell(self._context)
+        result.tell(self._context, self._id)
         if not result.understood:
             self._ignored["unknown"](1)
         elif result.ignored is not None:

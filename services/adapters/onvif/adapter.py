@@ -596,10 +596,7 @@ class _Link:
             else:
                 report.vendor_id = f"{report.time.isoformat()}/{report.kind}/{report.running}"
             batch.reports.append(report)
-        for sensor in result.heard:
-            self._context.heard(self._id, sensor=sensor)
-        for state in result.states:
-            state.tell(self._context)
+        result.tell(self._context, self._id)
         if not result.understood:
             self._ignored["unknown"](1)
         elif result.ignored is not None:

@@ -624,10 +624,7 @@ class Adapter(shared.adapter.Adapter):
 
     def _heard(self, peer: Peer, result: Result) -> None:
         self.context.heard(peer.id, clock=result.clock)
-        for sensor in result.heard:
-            self.context.heard(peer.id, sensor=sensor)
-        for state in result.states:
-            state.tell(self.context)
+        result.tell(self.context, peer.id)
 
     # ── polling ──────────────────────────────────────────────────────────────────────────────────
 
