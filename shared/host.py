@@ -53,6 +53,11 @@ _LONGEST_REFUSED = 300
 _OFFSET_STEP = 1.0
 """Seconds by which a device's clock must have moved for that alone to be published."""
 _OFFLINE = "offline:"
+_CLOCK_SET = datetime(2025, 1, 1, tzinfo=UTC)
+"""There was no gateway before: a device that says an earlier time of what is new has a clock that nobody
+set. It begins anew at each start of the device, and says the same times again."""
+_SENT_AGAIN = 600.0
+"""Seconds within which what such a device says under the same time is one event, sent again."""
 
 
 class _Known:
@@ -109,6 +114,14 @@ def believed_time(
     return received, False
 
 
+def _repeat_window(report: Report) -> float | None:
+    """For how many seconds what identifies an event does so; None for as long as ids are remembered."""
+    if report.repeat_window is not None or report.vendor_id is not None or report.replayed:
+        return report.repeat_window
+    unset = report.time is not None and _in_utc(report.time) < _CLOCK_SET
+    return _SENT_AGAIN if unset else None
+
+
 def _in_utc(time: datetime) -> datetime:
     try:
         return time.astimezone(UTC)
@@ -134,7 +147,8 @@ class AdapterHost(Part):
             runtime, recall=self.recall, remember=self.remember,
             clock_offset=lambda device: self._watches[device].offset,
         )  # fmt: skip
-        self._own: asyncio.Queue[tuple[Report, Mapping[str, str | None]]] = asyncio.Queue()
+        self._notices: dict[tuple[str, Kind], tuple[Report, Mapping[str, str | None]]] = {}
+        self._noticed = asyncio.Event()
         self._change = asyncio.Event()
         self._received: dict[tuple[str, str], Any] = {}
         self._repeated = metrics.REPEATED.labels(protocol)
@@ -330,7 +344,8 @@ class AdapterHost(Part):
             max_age=device.max_age,
             replayed=report.replayed,
         )
-        key, id_ = self._identity(report, received)
+        window = _repeat_window(report)
+        key, id_ = self._identity(report, received, window)
         kind = report.kind
         severity = known.severity[kind]
         event = Event(
@@ -357,9 +372,9 @@ class AdapterHost(Part):
         if len(body) > _LARGEST_EVENT:
             bare = event.data.replace(actor=None, labels=(), native={}, details={LEFT_OUT: "all"})
             body = event.replace(data=bare).to_bytes()
-        return Entry(key, id_, LANES.get(severity, 1), known.topic, body, seq, report.repeat_window)
+        return Entry(key, id_, LANES.get(severity, 1), known.topic, body, seq, window)
 
-    def _identity(self, report: Report, received: datetime) -> tuple[bytes, str]:
+    def _identity(self, report: Report, received: datetime, window: float | None) -> tuple[bytes, str]:
         site, device = self.runtime.site.site, report.device
         if report.vendor_id is not None:
             id_ = event_id(site, device, "vendor", report.vendor_id)
@@ -369,7 +384,7 @@ class AdapterHost(Part):
             at = _in_utc(report.time).isoformat() if report.time else ""
             id_ = event_id(site, device, report.sensor or "", report.kind, at, report.running)
         key = id_key(id_)
-        if report.repeat_window is not None:
+        if window is not None:
             id_ = event_id(id_, received.isoformat())
         return key, id_
 
@@ -439,18 +454,27 @@ class AdapterHost(Part):
                     self._gone(id_, watch, f"silent for more than {device.supervision:g} s")
 
     def _notice(self, report: Report, memory: Mapping[str, str | None] = MappingProxyType({})) -> None:
-        self._own.put_nowait((report, memory))
+        """While nothing can be stored, the latest notice of each sort is kept of each device."""
+        report.received = utcnow()
+        self._notices.pop((report.device, report.kind), None)
+        self._notices[report.device, report.kind] = report, memory
+        self._noticed.set()
 
-    async def _report_own(self) -> None:
+    async def _report_notices(self) -> None:
         """Events that the gateway itself makes of what it notices, such as a silent device."""
         while True:
-            report, memory = await self._own.get()
-            while report.device in self._devices:
-                try:
-                    await self.emit(report, memory=memory)
-                    break
-                except (StoreFull, sqlite3.Error):
-                    await asyncio.sleep(1)
+            await self._noticed.wait()
+            self._noticed.clear()
+            while self._notices:
+                about, notice = next(iter(self._notices.items()))
+                if about[0] in self._devices:
+                    try:
+                        await self.emit(notice[0], memory=notice[1])
+                    except (StoreFull, sqlite3.Error):
+                        await asyncio.sleep(1)
+                        continue
+                if self._notices.get(about) is notice:
+                    del self._notices[about]
 
     # ── what is known, told and kept ─────────────────────────────────────────────────────────────
 
@@ -555,7 +579,7 @@ class AdapterHost(Part):
         async with asyncio.TaskGroup() as group:
             group.create_task(self._sender.run())
             group.create_task(self._supervise())
-            group.create_task(self._report_own())
+            group.create_task(self._report_notices())
             group.create_task(self._tend())
             group.create_task(self._adapter.run(self.emit))
 

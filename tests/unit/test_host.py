@@ -322,6 +322,25 @@ async def test_an_absurd_time_is_taken_with_the_gateways(world: World) -> None:
         assert await here.emitted(report(time=said)) == []
 
 
+async def test_a_clock_that_nobody_set_tells_repeats_apart_only_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device without a clock begins at 1970 or 2000 at each start: the same a day later is new."""
+    smoke: dict[str, Any] = {"time": datetime(2000, 1, 1, 0, 0, 40, tzinfo=UTC), "running": "0002/fire"}
+    dated: dict[str, Any] = {"time": utcnow(), "running": "0003/fire"}
+    async with house(world) as here:
+        [first] = await here.emitted(report(**smoke))
+        assert first.data.time_source == "gateway"
+        await here.emitted(report(**dated), report(vendor_id="7", **smoke), report(replayed=True, **smoke))
+        assert await here.emitted(report(**smoke)) == []
+        monkeypatch.setattr("shared.host._SENT_AGAIN", 0.0)
+        await asyncio.sleep(1.1)
+        [later] = await here.emitted(report(**smoke))
+        assert later.id != first.id
+        for known in (report(**dated), report(vendor_id="7", **smoke), report(replayed=True, **smoke)):
+            assert await here.emitted(known) == []
+
+
 async def test_what_was_heard_earlier_has_the_time_of_its_hearing(world: World) -> None:
     heard = utcnow() - timedelta(minutes=5)
     async with house(world) as here:
@@ -383,6 +402,30 @@ async def test_silence_is_not_reported_again_after_a_restart_but_the_return_is(w
         assert "offline:controller" not in await here.on_disk()
     gone = [one for one in here.events(Kind.DEVICE_OFFLINE) if one.subject == "controller"]
     assert len(gone) == 1  # the one of before, sent again
+
+
+async def test_while_nothing_can_be_stored_the_last_of_a_flapping_device_is_kept(world: World) -> None:
+    def of_it(here: House, kind: Kind) -> list[Event]:
+        return [one for one in here.events(kind) if one.subject == "controller"]
+
+    async with house(world) as here:
+        here.host._store.full = True
+        for _ in range(1000):
+            here.context.lost("controller", "the connection broke")
+            here.context.heard("controller")
+        here.context.lost("controller", "the last time")
+        happened = utcnow()
+        await asyncio.sleep(0.3)
+        assert len([about for about in here.host._notices if about[0] == "controller"]) == 2
+        here.host._store.full = False
+        await until(lambda: of_it(here, Kind.DEVICE_OFFLINE))
+        [gone] = of_it(here, Kind.DEVICE_OFFLINE)
+        [back] = of_it(here, Kind.DEVICE_ONLINE)
+        assert gone.data.details == {"reason": "the last time"}
+        assert back.time <= gone.time <= happened
+        assert str(back.sequence) < str(gone.sequence)
+        await until(lambda: not here.host._notices)
+        assert (await here.on_disk())["offline:controller"] == "1"
 
 
 async def test_that_a_device_is_gone_and_that_this_was_told_are_one_commit(world: World) -> None:
