@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import shared.adapter
 from services.adapters.dc09 import codec
 from services.adapters.dc09.codec import Content, Frame, FrameError, Header, PanelEvent
-from services.adapters.dc09.codes import About, kind_of
+from services.adapters.dc09.codes import About, Phase, kind_of
 from services.adapters.dc09.config import Device, Sensor, Settings
 from services.adapters.dc09.listener import Listener, Reply
 from shared.adapter import Context, Emit, Report, StoreFull
@@ -70,6 +70,30 @@ class _Last(NamedTuple):
         if self.sequence != header.sequence:
             return True
         return self.numbered and self.digest == content.digest
+
+
+class _Standing:
+    """Which zones of a panel are in alarm of fire: the end of a trouble is no all-clear there."""
+
+    def __init__(self, panel: str, recall: Callable[[str], str | None]) -> None:
+        self._panel = panel
+        self._recall = recall
+        self.changes: dict[str, str | None] = {}
+        """What is to be remembered with the events."""
+
+    def kind(self, event: PanelEvent, kind: Kind) -> Kind:
+        """The kind of event, in the order in which they came; `kind` is what it is by itself."""
+        if event.meaning is None:
+            return kind
+        key = f"alarm/{self._panel}/{event.number if event.number is not None else ''}"
+        phase = event.meaning.phase
+        if kind in (Kind.FIRE_ALARM, Kind.SMOKE_DETECTED):
+            self.changes[key] = "1"
+        elif phase is Phase.RESTORED and kind in (Kind.FIRE_CLEARED, Kind.SMOKE_CLEARED):
+            self.changes[key] = None
+        elif kind is Kind.FIRE_CLEARED and (self.changes[key] if key in self.changes else self._recall(key)):
+            return Kind.SENSOR_EVENT
+        return kind
 
 
 class Panel:
@@ -240,16 +264,15 @@ class Adapter(shared.adapter.Adapter):
     async def _take(self, panel: Panel, header: Header, content: Content) -> bytes | None:
         """Takes a message into custody and returns the answer; None for none at all."""
         now = utcnow()
-        late = (now - content.stamp).total_seconds() if content.stamp else 0.0
+        late = (now - content.stamp).total_seconds() if content.stamp else None
         window = panel.device.time_window
-        skewed = header.encrypted and not -window.ahead <= late <= window.behind
+        skewed = header.encrypted and (late is None or not -window.ahead <= late <= window.behind)
         if skewed and panel.device.skewed == "refuse":
-            self.context.rejected(
-                "skewed", f"its time stamp is off by {-late:.0f} s; it was told the time", device=panel.id
-            )
+            how = "no time" if late is None else f"off by {-late:.0f} s"
+            self.context.rejected("skewed", f"its time stamp is {how}; it was told the time", device=panel.id)
             return codec.nak(now)
         # A plain message may have waited in the panel under its old stamp. That says nothing of its clock.
-        fresh = header.encrypted or header.token in codec.LINK_TESTS or late < window.behind
+        fresh = header.encrypted or header.token in codec.LINK_TESTS or (late or 0.0) < window.behind
         self.context.heard(panel.id, clock=content.stamp if fresh else None)
 
         clock = asyncio.get_running_loop().time()
@@ -275,10 +298,11 @@ class Adapter(shared.adapter.Adapter):
                 told=tell and not repeated,
             )
             tell = taken.told
+            standing = _Standing(panel.id, self.context.recall)
             reports = self._reports(
-                panel, header, content, found, stamp=taken.stamp, offset=-late if skewed else None
+                panel, header, content, found, standing, stamp=taken.stamp, late=late if skewed else 0.0
             )
-            if not await self._keep(panel, reports, {key: json.dumps(taken)}):
+            if not await self._keep(panel, reports, {key: json.dumps(taken), **standing.changes}):
                 return None
         else:
             self.context.rejected("token", f"messages of type {header.token} are not known", device=panel.id)
@@ -314,23 +338,24 @@ class Adapter(shared.adapter.Adapter):
         header: Header,
         content: Content,
         found: list[PanelEvent],
+        standing: _Standing,
         *,
         stamp: str | None,
-        offset: float | None,
+        late: float | None,
     ) -> list[Report]:
-        """One report for each event. `stamp` is that of the first time the message came; `offset`
-        is set where its clock is wrong."""
+        """One report for each event. `stamp` is that of the first time the message came; `late` is by how
+        many seconds its clock is behind: 0 if it is right, None if it says no time."""
         time = codec.occurred(content) or (datetime.fromisoformat(stamp) if stamp else None)
         reports = []
         for index, event in enumerate(found):
             claim = panel.sensor_of(event)
-            kind = kind_of(event.meaning, claim[1].type if claim else None)
+            kind = standing.kind(event, kind_of(event.meaning, claim[1].type if claim else None))
             native = {"account": header.account, "sequence": header.sequence, **event.native}
             details = dict(event.details)
             if event.meaning:
                 details |= {"condition": event.meaning.condition, "phase": str(event.meaning.phase)}
-            if offset is not None:
-                details["clock_offset_seconds"] = f"{offset:.0f}"
+            if late:
+                details["clock_offset_seconds"] = f"{-late:.0f}"
             named = event.user or event.user_name
             reports.append(
                 Report(
@@ -342,7 +367,7 @@ class Adapter(shared.adapter.Adapter):
                     repeat_window=None if time else panel.device.repeat_window,
                     replayed=event.old,
                     actor=Actor(id=event.user, name=event.user_name) if named else None,
-                    labels=(_SKEWED,) if offset is not None else (),
+                    labels=(_SKEWED,) if late != 0 else (),
                     native=native,
                     details=details,
                 )

@@ -231,6 +231,7 @@ class Content:
     extended: tuple[tuple[str, str], ...]
     """Letter and value of each block of extended data."""
     stamp: datetime | None
+    """None also if it has one that is no time, as of a clock that was never set."""
     digest: str
     """Stands for everything but the time stamp and the padding: the same for a repeat."""
 
@@ -244,7 +245,7 @@ def parse_content(header: Header, decrypt: Callable[[bytes], bytes] | None = Non
     """The content of a frame; `decrypt` is the account's cipher, for a header that is `encrypted`.
 
     Raises FrameError: "encrypted" (not hex, not whole blocks), "wrong_key" (what came out is not
-    DC-09), "content" (no closing bracket, or a time that is none).
+    DC-09), "content" (no closing bracket).
     """
     raw = header.content
     if header.encrypted:
@@ -291,12 +292,12 @@ def _text(raw: bytes) -> str:
     return _CONTROLS.sub(" ", text)
 
 
-def _time(match: re.Match[str]) -> datetime:
+def _time(match: re.Match[str]) -> datetime | None:
     hour, minute, second, month, day, year = (int(part) for part in match.groups())
     try:
         return datetime(year, month, day, hour, minute, min(second, 59), tzinfo=UTC)
     except ValueError:
-        raise FrameError("content", "its time stamp is no time") from None
+        return None
 
 
 def stamp_of(time: datetime) -> str:
@@ -645,8 +646,5 @@ def occurred(content: Content) -> datetime | None:
     for letter, value in content.extended:
         match = _STAMP.fullmatch("_" + value.strip()) if letter == "H" else None
         if match:
-            try:
-                return _time(match)
-            except FrameError:
-                return None
+            return _time(match)
     return None

@@ -93,14 +93,15 @@ def frame(
     token: str = "SIA-DCS",  # noqa: S107
     sequence: str = "0001",
     head: str = "L0#1234",
-    stamp: datetime | None = None,
+    stamp: datetime | str | None = None,
     key: str | None = None,
 ) -> bytes:
     """A frame around `data` (`#1234|NFA12`, and extended blocks without the last bracket)."""
-    text = data + "]" + (codec.stamp_of(stamp) if stamp else "")
+    if stamp is None:
+        stamp = utcnow() if key else ""
+    text = data + "]" + (stamp if isinstance(stamp, str) else codec.stamp_of(stamp))
     if key is None:
         return codec.wrap(f'"{token}"{sequence}{head}[{text}'.encode())
-    text = data + "]" + codec.stamp_of(stamp or utcnow())
     sealed = codec.sealed(text, b"x" * 32, Key(KEYS[key]).encrypt)
     return codec.wrap(f'"*{token}"{sequence}{head}['.encode() + sealed)
 

@@ -223,6 +223,21 @@ class TestTime:
         assert said == ["NAK", "*ACK", "*ACK", "*ACK"]
         assert len(house.reports) == 2
 
+    @pytest.mark.parametrize("stamp", ["_00:00:00,00-00-2000", "_24:00:00,11-22-2026"])
+    async def test_a_panel_without_a_clock_is_told_the_time_and_loses_nothing(self, stamp: str) -> None:
+        house = House({"panel": keyed()})
+        said = await talk(house, *[frame(FIRE, key="key128", stamp=stamp)] * 2)
+        assert said == ["NAK", "*ACK"]
+        assert (house.kinds, house.repeats) == ([("smoke.detected", "smoke")], 1)
+        assert (house.reports[0].time, list(house.reports[0].labels)) == (None, ["clock-skewed"])
+        assert "clock_offset_seconds" not in house.reports[0].details
+        plain = House({"panel": device()})
+        assert await talk(plain, frame(FIRE, stamp=stamp)) == ["ACK"]
+        assert (plain.kinds, plain.reports[0].time) == ([("smoke.detected", "smoke")], None)
+        strict = House({"panel": keyed(skewed="refuse")})
+        assert await talk(strict, frame(FIRE, key="key128", stamp=stamp)) == ["NAK"]
+        assert (strict.reports, strict.refused) == ([], ["skewed"])
+
     async def test_a_restart_between_the_nak_and_the_repeat_makes_no_second_nak(self) -> None:
         house = House({"panel": keyed()})
         wrong = utcnow() - timedelta(hours=1)
@@ -414,3 +429,38 @@ class TestSensors:
         assert opening.actor
         assert (opening.actor.id, opening.actor.name) == ("7", "Ann")
         assert [tamper.replayed, old.replayed, still.replayed] == [False, True, True]
+
+
+class TestFire:
+    @pytest.mark.parametrize(
+        ("token", "alarm", "trouble", "trouble_ends", "alarm_ends"),
+        [
+            ("SIA-DCS", "NFA14", "NFT14", "NFJ14", "NFH14"),
+            ("SIA-DCS", "NFA12", "NFT12", "NFJ12", "NFH12"),
+            ("ADM-CID", "1110 01 014", "1373 01 014", "3373 01 014", "3110 01 014"),
+            ("ADM-CID", "1110 01 014", "1200 01 014", "3200 01 014", "3110 01 014"),
+        ],
+    )
+    async def test_the_end_of_a_trouble_is_no_all_clear_while_the_alarm_stands(
+        self, token: str, alarm: str, trouble: str, trouble_ends: str, alarm_ends: str
+    ) -> None:
+        house = House({"panel": device()})
+
+        async def kinds(*data: str) -> list[str]:
+            before = len(house.kinds)
+            number = 10 * before
+            frames = [
+                frame(f"#1234|{each}", token=token, sequence=f"{number + index:04}")
+                for index, each in enumerate(data, 1)
+            ]
+            assert await talk(house, *frames) == ["ACK"] * len(data)
+            return [kind for kind, _ in house.kinds[before:]]
+
+        began, begun = await kinds(alarm, trouble)
+        assert began in ("fire.alarm", "smoke.detected")
+        assert begun in ("fire.trouble", "fire.supervisory")
+        # In another run of the adapter.
+        assert await kinds(trouble_ends) == ["sensor.event"]
+        assert await kinds(alarm_ends) == [{"fire.alarm": "fire.cleared"}.get(began, "smoke.cleared")]
+        assert await kinds(trouble, trouble_ends) == [begun, "fire.cleared"]
+        assert not [key for key in house.memory if key.startswith("alarm/")]
