@@ -78,9 +78,16 @@ def check_options(profile: str, known: Mapping[str, object], given: Iterable[str
 
 
 def check_sensors(language: _Language, sensors: Mapping[str, NamedSensor]) -> None:
-    """Raises a mistake for a sensor that the profile cannot find by its fields. One with a `reading` of its
-    own needs none."""
+    """Raises a mistake for a sensor that the profile cannot find by its fields, or only in the place of
+    another. One with a `reading` of its own needs no fields."""
+    named: dict[object, str] = {}
     for sensor_id, sensor in sensors.items():
+        meant = sensor.type, frozenset(sensor.address.items()), str(getattr(sensor, "reading", None))
+        if sensor.address and (other := named.setdefault(meant, sensor_id)) != sensor_id:
+            raise mistake(
+                f'sensors "{other}" and "{sensor_id}" are named alike, so that "{other}" gets all its events',
+                "give one of them another name at the device, or make them one",
+            )
         if getattr(sensor, "reading", None) is not None and not sensor.address:
             continue
         for problem in language.problems(sensor.address):

@@ -100,6 +100,8 @@ def read(
     except Exception as error:  # a validator of a room, perhaps not ours
         remedy = "tell the author of the adapter; meanwhile look for an odd value among its devices"
         found.append(_Found((), f"a check failed itself ({type(error).__name__})", remedy))
+    if site is not None:
+        found += _in_one_place(site)
     if found or site is None:
         with _no_collecting():
             places = locate(text)
@@ -179,6 +181,23 @@ def _twice(raw: dict[str, Any]) -> Iterable[_Found]:
                     "give one of them another id: it is part of topics",
                     True,
                 )
+
+
+def _in_one_place(site: Site) -> Iterable[_Found]:
+    """Devices that their room could not tell apart: one of them would get the other's events."""
+    first: dict[object, str] = {}
+    for id_, device in site.devices.items():
+        place = device.place(id_)
+        if place is None:
+            continue
+        other = first.setdefault((device.adapter, place.key), id_)
+        if other != id_:
+            yield _Found(
+                ("devices", id_),
+                f'device "{other}" has the same {place.what}, so they cannot be told apart',
+                "give one of them another, or make them one device",
+                True,
+            )
 
 
 def _located(found: list[_Found], root: Place, name: str) -> SiteError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from datetime import date, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -582,6 +582,20 @@ class CameraRef(Model):
         return schema
 
 
+def _each_once(cameras: tuple[CameraRef, ...]) -> tuple[CameraRef, ...]:
+    named: set[str] = set()
+    for one in cameras:
+        if one.camera in named:
+            raise mistake(
+                f'camera "{one.camera}" stands here twice, and would get each event twice', "keep one of them"
+            )
+        named.add(one.camera)
+    return cameras
+
+
+CameraRefs = Annotated[tuple[CameraRef, ...], AfterValidator(_each_once)]
+
+
 def _of_a_sensor(type_: SensorType) -> SensorType:
     if type_ is SensorType.DEVICE:
         raise mistake(
@@ -599,7 +613,7 @@ class Sensor(Model):
         WithJsonSchema({"enum": [str(type_) for type_ in SensorType if type_ is not SensorType.DEVICE]}),
     ] = Field(description="What it is.")
     name: str | None = Field(default=None, max_length=256, description="Name for people; by default its id.")
-    cameras: tuple[CameraRef, ...] = Field(
+    cameras: CameraRefs = Field(
         default=(), description="The cameras that see it: `lobby`, or `{camera: lobby, offset: -2s}`."
     )
     supervision: Duration | None = Field(
@@ -614,6 +628,14 @@ class Sensor(Model):
     suppress: Suppress | None = Field(
         default=None, description="Repeats to fold into one; by default as the device says."
     )
+
+
+class Place(NamedTuple):
+    """Where a device reports or is asked. Two at one place could not be told apart."""
+
+    what: str
+    """In words, as "account, receiver and line"; it may be a secret, so not its value."""
+    key: Hashable
 
 
 class Device(Model):
@@ -637,7 +659,7 @@ class Device(Model):
         default=7 * 86400.0,
         description="How old an event may be, by the device's time, before that time is held to be wrong.",
     )
-    cameras: tuple[CameraRef, ...] = Field(
+    cameras: CameraRefs = Field(
         default=(), description="Cameras for events of the device that no sensor claims."
     )
     severity: Severities = Field(default={}, description="Severity by kind (or pattern), for this device.")
@@ -646,6 +668,10 @@ class Device(Model):
         description="Repeats to fold into one, for all its sensors; by default as the site says.",
     )
     sensors: Mapping[Slug, Sensor] = Field(default={}, description="Its sensors, by id.")
+
+    def place(self, device_id: str) -> Place | None:
+        """What no other device of the room may have; None if two may be alike."""
+        return None
 
 
 class AnySensor(Sensor):

@@ -205,6 +205,9 @@ SAID = [
     ("cameras: [lobby]}", "cameras: lobby}",
      'site.yaml:17:55 devices.panel.sensors.kitchen-smoke.cameras: this is not a list; '
      'write it as [one, two] (the cameras that see it: `lobby`, or `{camera: lobby, offset: -2s}`)'),
+    ("cameras: [lobby]}", "cameras: [lobby, {camera: lobby, offset: 1s}]}",
+     'site.yaml:17:55 devices.panel.sensors.kitchen-smoke.cameras: camera "lobby" stands here twice, and '
+     'would get each event twice; keep one of them'),
 ]  # fmt: skip
 
 

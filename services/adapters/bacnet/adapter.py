@@ -101,14 +101,8 @@ class Adapter(shared.adapter.Adapter):
                 running.task.cancel()
                 await asyncio.wait([running.task])
                 self._forget(running.session)
-        places: dict[tuple[str, int | None, str | None], str] = {}
         for id_, device in wanted.items():
-            other = places.setdefault((device.address, device.network, device.mac), id_)
-            if other != id_:
-                message = f"it has the address of {other}: put the sensors of both into one device"
-                self.context.rejected("config", message, device=id_)
-                self.context.lost(id_, message)
-            elif id_ not in self._running:
+            if id_ not in self._running:
                 session = Session(
                     self.context, emit, id_, device, link, queue=self._settings.queue, moved=self._moved
                 )

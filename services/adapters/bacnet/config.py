@@ -21,7 +21,7 @@ from services.adapters.bacnet.names import (
 )
 from shared.events import RESTORES, Kind, SensorType, Slug
 from shared.model import AfterValidator, Field, StringConstraints, model_validator
-from shared.site import Duration, did_you_mean, mistake
+from shared.site import Duration, Place, did_you_mean, mistake
 
 PORT = 47808
 _ADDRESS = re.compile(r"([^:/\[\]@\s]+)(?::([0-9]{1,5}))?")
@@ -297,6 +297,9 @@ class Device(shared.site.Device):
     timeout: Duration = Field(default=3.0, ge=0.1, le=30, description="How long an answer may take.")
     retries: int = Field(default=2, ge=0, le=10, description="How often a question is repeated.")
     sensors: dict[Slug, Sensor] = Field(default={}, description="Its sensors, by id.")
+
+    def place(self, device_id: str) -> Place:
+        return Place("address", (self.address, self.network, self.mac))
 
     def station(self, ip: str) -> Station:
         """Where it is, its host being at `ip`."""

@@ -193,13 +193,7 @@ class Adapter(shared.adapter.Adapter):
             panel = Panel(id_, device, self._key(id_, device))
             if id_ in old:
                 panel.turn, panel.told_at = old[id_].turn, old[id_].told_at
-            others = self._panels.setdefault(device.account, [])
-            for other in others:
-                if (other.device.receiver, other.device.line) == (device.receiver, device.line):
-                    self.context.rejected(
-                        "config", f"it has the account of {other.id}, which gets all its frames", device=id_
-                    )
-            others.append(panel)
+            self._panels.setdefault(device.account, []).append(panel)
         for panels in self._panels.values():  # a panel known by its prefix goes before one known without
             panels.sort(key=lambda panel: (panel.device.receiver is None) + (panel.device.line is None))
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import shared.site
 from shared.events import Slug
 from shared.model import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
-from shared.site import Duration, Model, SecretRef, mistake
+from shared.site import Duration, Model, Place, SecretRef, mistake
 
 
 def _as_written(value: Any) -> Any:
@@ -149,6 +149,9 @@ class Device(shared.site.Device):
         "though its time stamp is new or it has none.",
     )
     sensors: dict[Slug, Sensor] = Field(default={}, description="Its sensors, by id.")
+
+    def place(self, device_id: str) -> Place:
+        return Place("account, receiver and line", (self.account, self.receiver, self.line))
 
     @model_validator(mode="after")
     def _sensors_differ(self) -> Device:

@@ -105,16 +105,10 @@ class Adapter(shared.adapter.Adapter):
         """The devices that can be talked to, with their keys."""
         devices: Mapping[str, Device] = self.context.devices
         wanted: dict[str, tuple[Device, _Keys]] = {}
-        places: dict[tuple[str, int], str] = {}
         speeds: dict[str, tuple[int, str]] = {}
         for id_, device in devices.items():
-            other = places.setdefault((device.line, device.address), id_)
             baud, first = speeds.setdefault(device.line, (device.baud, id_))
-            if other != id_:
-                self._cannot(
-                    id_, "config", f"it has the line and address of {other}: give it another address"
-                )
-            elif baud != device.baud:
+            if baud != device.baud:
                 self._cannot(
                     id_, "config", f"its line runs at {baud} baud, as {first} says: all devices must agree"
                 )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import shared.site
 from shared.events import RESTORES, Kind, SensorType, Slug
 from shared.model import AfterValidator, Field, model_validator
-from shared.site import Duration, Model, SecretRef, mistake
+from shared.site import Duration, Model, Place, SecretRef, mistake
 
 _TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[^:/\[\]@\s]+):([0-9]{1,5})")
 
@@ -141,6 +141,9 @@ class Device(shared.site.Device):
         default=5.0, ge=1.0, le=8.0, description="Silence after which it counts as offline."
     )
     sensors: dict[Slug, Sensor] = Field(default={}, description="Its sensors, by id.")
+
+    def place(self, device_id: str) -> Place:
+        return Place("line and address", (self.line, self.address))
 
     @model_validator(mode="after")
     def _whole(self) -> Device:

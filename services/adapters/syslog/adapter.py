@@ -218,9 +218,8 @@ class Adapter(shared.adapter.Adapter):
         self._warn(sources)
 
     def _warn(self, sources: Iterable[_Source]) -> None:
-        """Tell of devices that cannot be told apart, or cannot show what they must."""
+        """Tell of devices that cannot show what they must."""
         tls = self._settings().tls
-        seen: dict[tuple[object, ...], str] = {}
         for source in sources:
             device = source.device
             if device.certificate is not None and (tls is None or tls.client_ca is None):
@@ -229,14 +228,6 @@ class Adapter(shared.adapter.Adapter):
                     _NO_CLIENT_CA,
                     device=source.id,
                 )
-            key = (device.certificate, device.hostname, frozenset(device.address))
-            if key in seen:
-                self.context.rejected(
-                    "config",
-                    f"it has the addresses and host names of {seen[key]}, which gets all its messages",
-                    device=source.id,
-                )
-            seen.setdefault(key, source.id)
 
     def _admits(self, address: str, transport: Transport) -> bool:
         key = (address, transport)

@@ -21,7 +21,7 @@ from shared.model import (
     StringConstraints,
     model_validator,
 )
-from shared.site import Duration, Model, mistake
+from shared.site import Duration, Model, Place, mistake
 
 Network = IPv4Network | IPv6Network
 Transport = Literal["udp", "tcp", "tls"]
@@ -201,6 +201,12 @@ class Device(shared.site.Device):
     sensors: dict[Slug, Sensor] = Field(default={}, description="Its sensors, by id.")
 
     _language: dialect.Dialect[codec.Profile] = PrivateAttr()
+
+    def place(self, device_id: str) -> Place:
+        return Place(
+            "addresses, host names and certificate",
+            (self.certificate, self.hostname, frozenset(self.address)),
+        )
 
     @property
     def language(self) -> dialect.Dialect[codec.Profile]:

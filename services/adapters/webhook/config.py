@@ -26,7 +26,7 @@ from shared.model import (
     field_validator,
     model_validator,
 )
-from shared.site import Duration, Model, SecretRef, did_you_mean, mistake
+from shared.site import Duration, Model, Place, SecretRef, did_you_mean, mistake
 
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=64)]
 CredentialName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
@@ -441,6 +441,12 @@ class Device(site.Device):
             )
         self._check_authenticity(said)
         return self
+
+    def place(self, device_id: str) -> Place:
+        fixed = self._language.profile.path
+        if fixed is not None:
+            return Place("serial number", (fixed, self.serial))
+        return Place("path", self.path or f"/hooks/{device_id}")
 
     def schemes(self) -> tuple[Scheme, ...]:
         """The schemes that each of its requests must satisfy."""

@@ -169,11 +169,6 @@ class TestTrust:
         assert said == ["ACK"] * 3
         assert [report.device for report in house.reports] == ["a", "b", "c"]
 
-    async def test_two_devices_with_one_account_are_pointed_out(self) -> None:
-        house = House({"a": device(), "b": device(sensors={})})
-        assert await talk(house, frame(FIRE)) == ["ACK"]
-        assert house.refused == ["config"]
-
 
 class TestTime:
     @pytest.mark.parametrize(("off", "good"), [(-35, True), (15, True), (-50, False), (30, False)])

@@ -428,17 +428,16 @@ async def test_a_change_of_the_site_file_disturbs_no_other_device() -> None:
                 await until(lambda: not bus._connections)
 
 
-async def test_two_devices_at_one_place_and_lines_of_two_speeds_are_mistakes() -> None:
+async def test_a_line_of_two_speeds_is_a_mistake() -> None:
     async with reader() as (_, simulator):
         house = House(
             {
                 "front": device(simulator.port),
-                "twin": device(simulator.port),
                 "fast": device(simulator.port, address=4, baud=9600),
             }
         )
         async with running(house):
             await simulator.send("reader", CARD, "x")
-    assert house.refused == ["config", "config"]
-    assert [id_ for id_, _ in house.losses] == ["twin", "fast"]
+    assert house.refused == ["config"]
+    assert [id_ for id_, _ in house.losses] == ["fast"]
     assert len(house.reports) == 1

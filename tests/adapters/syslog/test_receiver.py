@@ -91,14 +91,6 @@ async def test_a_device_may_be_believed_on_some_ways_only() -> None:
     assert house.reports == []
 
 
-async def test_devices_that_cannot_be_told_apart() -> None:
-    house = House({"a": device(), "b": device()})
-    async with running(house) as adapter:
-        send_udp(adapter, stamped(FORCED))
-        await house.has(1)
-    assert house.refused == ["config"]
-
-
 # ── TLS ──────────────────────────────────────────────────────────────────────────────────────────
 
 
