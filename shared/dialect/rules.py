@@ -541,7 +541,8 @@ def _key(what: str, device: str, name: str, address: Address) -> str:
 
 
 def _name_of(value: Any) -> str:
-    return value if isinstance(value, str) else _digest(value.model_dump(mode="json"))
+    # Pydantic takes a form inside a form for another than it is, warns, and writes it as it should.
+    return value if isinstance(value, str) else _digest(value.model_dump(mode="json", warnings=False))
 
 
 def _inherited(rule: Common, outer: Common) -> Common:

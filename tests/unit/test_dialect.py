@@ -3,6 +3,7 @@
 # Tables of cases are read one line each.
 # ruff: noqa: E501
 
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -597,6 +598,17 @@ def test_sensors_of_strangers_have_edges_and_no_durable_memory() -> None:
         told({"door": door + 1000, "wet": True})
     assert not told.memory
     assert len(told.reader.known) <= 16_384
+
+
+def test_a_level_may_have_a_value_of_several_forms() -> None:
+    with warnings.catch_warnings(action="error"):
+        language = door_dialect(
+            "[{level: {value: {of: {first: [wet, leak]}, table: {'2': wet, '0': dry}}, "
+            "kinds: {wet: water.leak, dry: water.cleared}}}]"
+        )
+    told = Told(language)
+    assert told.kinds({"door": 7, "wet": 0}) == []
+    assert told.kinds({"door": 7, "leak": 2}) == ["water.leak"]
 
 
 def test_levels_of_several_parts_are_kept_apart() -> None:
