@@ -11,9 +11,10 @@ from shared.site import mistake
 
 _NEVER = frozenset(
     {
-        *("accesstoken", "apikey", "authorization", "cardno", "cardnumber", "cardsecret"),
-        *("credentialsecret", "cvv", "passphrase", "passwd", "password", "pin", "pincode", "pinno"),
-        *("privatekey", "secret", "track1", "track2"),
+        *("accesscode", "accesstoken", "actioncode", "apikey", "authorization", "cardno", "cardnumber"),
+        *("cardsecret", "credentialsecret", "cvv", "keypadcode", "passcode", "passphrase", "passwd"),
+        *("password", "pin", "pincode", "pincodes", "pinno", "privatekey", "secret", "track1", "track2"),
+        *("usercode", "usercodes"),
     }
 )
 """Names whose values never become details, whatever a profile says; compared without `-`, `_` and case."""

@@ -652,6 +652,8 @@ def test_redaction() -> None:
         "list": ["4711"],
         "deep": {"q": {"x": "4711", "y": 1}},
         "PIN_code": "4711",
+        "action_code": "4711",
+        "userCodes": {"1": "4711"},
         "Card-Number": "4711",
         "nested": {"password": {"is": "4711"}},
     }
