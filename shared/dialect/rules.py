@@ -241,6 +241,8 @@ class Action:
         if self.state:
             applied = self._tell_state(env, run)
         if self.rules:
+            if self.named and not self._is_named(self._find(env, run)[1].best):
+                return applied
             for rule in self.rules:
                 if rule.apply(env, run):
                     applied = True

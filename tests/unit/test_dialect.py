@@ -529,6 +529,21 @@ def test_a_rule_for_sensors_that_name_a_field() -> None:
     assert told({"door": 7, "part": "b"}).reports[0].sensor == "b"
 
 
+def test_rules_for_sensors_that_name_a_field() -> None:
+    language = door_dialect(
+        """
+        - named: [part]
+          sensor: {part: part}
+          rules: [{when: {wet: true}, kind: water.leak}, {when: {wet: false}, kind: water.cleared}]
+        - kind: sensor.event
+        """
+    )
+    told = Told(language, DOOR, Point("b", SensorType.MOTION, {"door": "7", "part": "b"}))
+    assert told.kinds({"door": 7, "part": "a", "wet": True}) == ["sensor.event"]
+    assert told.kinds({"door": 8, "part": "b", "wet": True}) == ["sensor.event"]
+    assert told.kinds({"door": 7, "part": "b", "wet": True}) == ["water.leak"]
+
+
 # ── Edges ────────────────────────────────────────────────────────────────────────────────────────
 
 LEVEL = "[{level: {value: wet, kinds: {true: water.leak, false: water.cleared}}}]"
