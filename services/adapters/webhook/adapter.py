@@ -164,11 +164,15 @@ class _Hook:
             headers=((b"allow", b", ".join(dict.fromkeys(method for _, method, _ in self.asked))),),
         )
 
-    def refusal(self) -> Answer:
-        """A 401. A digest's challenge is made anew each time."""
+    def refusal(self, check: Check, reason: str) -> Answer:
+        """A 401, for what a check says. A digest's challenge is made anew each time."""
         if not self.has_digest:
             return self.unauthorized
-        headers = tuple(header for each in self.checks for header in each.challenge())
+        headers = tuple(
+            header
+            for each in self.checks
+            for header in each.challenge(stale=each is check and reason == STALE)
+        )
         return Answer(HTTPStatus.UNAUTHORIZED, headers=headers)
 
     def match(self, request: Request, rest: str) -> tuple[Asked, _Reply] | None:
@@ -403,7 +407,7 @@ class Adapter(BaseAdapter):
             return 1024
         for each in hook.early:
             if reason := each(request):
-                return self._unproven(hook, address, reason, hook.refusal())
+                return self._unproven(hook, address, reason, hook.refusal(each, reason))
         if request.headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
             return self._unproven(hook, address, "encoded_body", _NOT_ENCODED)
         request.admitted = _Admitted(hook, address, *match, rest)
@@ -414,7 +418,7 @@ class Adapter(BaseAdapter):
         for each in hook.late:
             if reason := each(request):
                 answer = self._handshake(hook, request, address) if hook.profile.handshakes else None
-                return answer or self._unproven(hook, address, reason, hook.refusal())
+                return answer or self._unproven(hook, address, reason, hook.refusal(each, reason))
         if hook.profile.handshakes and (answer := self._handshake(hook, request, address)):
             return answer
         if asked is None or reply is None:

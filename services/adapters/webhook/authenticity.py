@@ -49,8 +49,9 @@ class Check(Protocol):
 
     def __call__(self, request: Proven) -> str | None: ...
 
-    def challenge(self) -> tuple[tuple[bytes, bytes], ...]:
-        """Headers for a 401, that tell the client how to prove itself."""
+    def challenge(self, *, stale: bool = False) -> tuple[tuple[bytes, bytes], ...]:
+        """Headers for a 401, that tell the client how to prove itself. `stale`: its proof was right,
+        but too old or used before."""
 
 
 def check(
@@ -144,7 +145,7 @@ class _Hmac:
         self._timestamp = scheme.timestamp
         self._now = now
 
-    def challenge(self) -> tuple[tuple[bytes, bytes], ...]:
+    def challenge(self, *, stale: bool = False) -> tuple[tuple[bytes, bytes], ...]:
         return ()
 
     def __call__(self, request: Proven) -> str | None:
@@ -253,7 +254,7 @@ class _Token:
         self._prefix = scheme.prefix
         self._keys = keys
 
-    def challenge(self) -> tuple[tuple[bytes, bytes], ...]:
+    def challenge(self, *, stale: bool = False) -> tuple[tuple[bytes, bytes], ...]:
         return ()
 
     def __call__(self, request: Proven) -> str | None:
@@ -270,7 +271,7 @@ class _Bearer:
     def __init__(self, keys: list[str]) -> None:
         self._keys = keys
 
-    def challenge(self) -> tuple[tuple[bytes, bytes], ...]:
+    def challenge(self, *, stale: bool = False) -> tuple[tuple[bytes, bytes], ...]:
         return ((b"www-authenticate", b'Bearer realm="tocsin"'),)
 
     def __call__(self, request: Proven) -> str | None:
@@ -286,7 +287,7 @@ class _Basic:
     def __init__(self, usernames: list[str], passwords: list[str]) -> None:
         self._pairs = [f"{username}:{password}" for username in usernames for password in passwords]
 
-    def challenge(self) -> tuple[tuple[bytes, bytes], ...]:
+    def challenge(self, *, stale: bool = False) -> tuple[tuple[bytes, bytes], ...]:
         return ((b"www-authenticate", b'Basic realm="tocsin", charset="UTF-8"'),)
 
     def __call__(self, request: Proven) -> str | None:
@@ -314,13 +315,15 @@ def _is_one_of(given: str, keys: list[str]) -> bool:
 class _Digest:
     """RFC 7616 with qop=auth, MD5 (which is what devices know) or SHA-256.
 
-    A nonce holds the time it was made and proves by itself that it is ours. A count of its uses
-    is kept, for as many nonces as are in use, so that no request is accepted twice.
+    A nonce is made for one client: devices count their uses of each anew, so two that had the same
+    would seem to repeat each other. It holds the time it was made and its number, and proves by
+    itself that it is ours. A count of its uses is kept, so that no request is accepted twice; when
+    there are too many of them, the oldest are forgotten, and no nonce up to those is fresh any more.
     """
 
     needs_body = False
     _LIFE: ClassVar[float] = 300.0
-    _KEPT: ClassVar[int] = 1024
+    _KEPT: ClassVar[int] = 4096
     _HASHES: ClassVar[dict[str, str]] = {"md5": "md5", "sha-256": "sha256"}
     _PARAMETER: ClassVar[re.Pattern[str]] = re.compile(
         r'\s*([a-z]+)\s*=\s*(?:"([^"\\]*)"|([^\s",]+))\s*(?:,|$)', re.I
@@ -330,14 +333,20 @@ class _Digest:
         self._users = [(username, password) for username in usernames for password in passwords]
         self._now = now
         self._key = secrets.token_bytes(32)
-        self._uses: OrderedDict[str, int] = OrderedDict()
+        self._made = 0
+        self._forgotten = 0
+        """Number of the last nonce whose uses are not known any more."""
+        self._uses: OrderedDict[int, int] = OrderedDict()
 
-    def challenge(self) -> tuple[tuple[bytes, bytes], ...]:
-        nonce = self._nonce(int(self._now()))
+    def challenge(self, *, stale: bool = False) -> tuple[tuple[bytes, bytes], ...]:
+        self._made += 1
+        nonce = self._nonce(int(self._now()), self._made)
+        # A client that is not told that its password was right may not try again with it (RFC 7616, 3.3).
+        rest = f'nonce="{nonce}"' + (", stale=true" if stale else "")
         return tuple(
             (
                 b"www-authenticate",
-                f'Digest realm="tocsin", qop="auth", algorithm={algorithm}, nonce="{nonce}"'.encode(),
+                f'Digest realm="tocsin", qop="auth", algorithm={algorithm}, {rest}'.encode(),
             )
             for algorithm in ("SHA-256", "MD5")
         )
@@ -387,23 +396,25 @@ class _Digest:
             right |= same_user & hmac.compare_digest(given["response"].lower().encode(), wanted.encode())
         return right
 
-    def _nonce(self, at: int) -> str:
-        proof = hmac.digest(self._key, str(at).encode(), "sha256").hex()[:32]
-        return f"{at:x}.{proof}"
+    def _nonce(self, at: int, number: int) -> str:
+        text = f"{at:x}.{number:x}"
+        return f"{text}.{hmac.digest(self._key, text.encode(), 'sha256').hex()[:32]}"
 
     def _fresh(self, nonce: str, count: int) -> bool:
-        text, _, _ = nonce.partition(".")
-        if not re.fullmatch(r"[0-9a-f]{1,12}", text):
+        found = re.fullmatch(r"([0-9a-f]{1,12})\.([0-9a-f]{1,12})\.[0-9a-f]{32}", nonce)
+        if found is None:
             return False
-        at = int(text, 16)
-        if not hmac.compare_digest(self._nonce(at).encode(), nonce.encode()) or self._now() - at > self._LIFE:
+        at, number = int(found[1], 16), int(found[2], 16)
+        if not hmac.compare_digest(self._nonce(at, number).encode(), nonce.encode()):
             return False
-        if count <= self._uses.get(nonce, 0):
+        if self._now() - at > self._LIFE or number <= self._forgotten:
             return False
-        self._uses[nonce] = count
-        self._uses.move_to_end(nonce)
+        if count <= self._uses.get(number, 0):
+            return False
+        self._uses[number] = count
+        self._uses.move_to_end(number)
         while len(self._uses) > self._KEPT:
-            self._uses.popitem(last=False)
+            self._forgotten = max(self._forgotten, self._uses.popitem(last=False)[0])
         return True
 
 

@@ -208,3 +208,35 @@ def test_digest_is_used_once_and_grows_old() -> None:
     assert ask(made_up) == STALE
     clock[0] += 301
     assert ask(digest_answer(challenge, "pw", nc="00000004")) == STALE
+
+
+def test_no_two_handshakes_share_a_digest_nonce() -> None:
+    """Every client counts from one: two that begin within one second must not seem to be one."""
+    verify = check(
+        SCHEMES.validate_python({"scheme": "digest"}), {"username": "bob", "password": "pw"}, now=lambda: NOW
+    )
+
+    def ask(text: str) -> str | None:
+        return verify(request(headers={"Authorization": text}, method=b"POST", path=b"/hooks/cam"))
+
+    challenges = [verify.challenge()[1][1].decode() for _ in range(4)]
+    assert [ask(digest_answer(challenge, "pw")) for challenge in challenges] == [None] * 4
+    assert [ask(digest_answer(challenge, "pw")) for challenge in challenges] == [STALE] * 4
+    again = verify.challenge(stale=True)[1][1].decode()
+    assert again.endswith(", stale=true")
+    assert ask(digest_answer(again, "pw")) is None
+
+
+def test_digest_forgets_uses_without_taking_one_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.adapters.webhook.authenticity._Digest._KEPT", 3)
+    verify = check(
+        SCHEMES.validate_python({"scheme": "digest"}), {"username": "bob", "password": "pw"}, now=lambda: NOW
+    )
+
+    def ask(text: str) -> str | None:
+        return verify(request(headers={"Authorization": text}, method=b"POST", path=b"/hooks/cam"))
+
+    answers = [digest_answer(verify.challenge()[1][1].decode(), "pw") for _ in range(6)]
+    assert [ask(answer) for answer in answers[:5]] == [None] * 5
+    assert [ask(answer) for answer in answers[:5]] == [STALE] * 5
+    assert ask(answers[5]) is None

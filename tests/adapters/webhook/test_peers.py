@@ -7,7 +7,7 @@ import json
 import ssl
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import trustme
@@ -26,15 +26,15 @@ def curl() -> str:
     return peers.program("curl", "apt-get install curl")
 
 
-async def run(*command: str, given: bytes = b"") -> bytes:
+async def run(*command: str, given: bytes = b"", told: Literal["stdout", "stderr"] = "stdout") -> bytes:
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, _ = await asyncio.wait_for(process.communicate(given), 20)
-    return out
+    out, err = await asyncio.wait_for(process.communicate(given), 20)
+    return out if told == "stdout" else err
 
 
 async def curl_post(url: str, body: bytes, *options: str) -> tuple[int, bytes]:
@@ -242,6 +242,31 @@ async def test_digest() -> None:
             ["--digest", "-u", f"bob:{KEY}"],
             ["--digest", "-u", "bob:no"],
         )
+
+
+async def test_digest_posts_at_once() -> None:
+    """Four handshakes that begin in one second, as of a terminal with a connection for each event."""
+    hik = device(profile="hikvision", credentials=USER)
+
+    def event(number: int) -> bytes:
+        access = {"majorEventType": 5, "subEventType": 27, "doorNo": 1, "serialNo": number}
+        said = {"eventType": "AccessControllerEvent", "dateTime": "2026-11-22T17:00:00+00:00"}
+        return json.dumps({**said, "AccessControllerEvent": access}).encode()
+
+    async with house({"cam": hik}, secrets={"user": "bob"}) as gateway:
+        url, proof = gateway.url + "/hooks/cam", ["--digest", "-u", f"bob:{KEY}"]
+        answers = await asyncio.gather(*(curl_post(url, event(number), *proof) for number in range(4)))
+        assert [status for status, _ in answers] == [200] * 4
+        assert len(gateway.reports) == 4
+        # One that went over the wire, sent again: refused, and told that only its nonce is used up.
+        sent = await run("curl", "-sv", "-o", "/dev/null", *proof, "-d", "{}", url, told="stderr")
+        header = next(
+            line[2:].decode() for line in sent.splitlines() if line.startswith(b"> Authorization: Digest")
+        )
+        again = await gateway.post(event(9), dict([header.split(": ", 1)]), path="/hooks/cam")
+        assert again.status == 401
+        assert again.headers["www-authenticate"].endswith(", stale=true")
+        assert len(gateway.reports) == 4
 
 
 async def test_a_multipart_body_with_a_picture(tmp_path: Path) -> None:
