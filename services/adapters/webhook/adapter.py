@@ -44,6 +44,8 @@ from shared.tls import keep_fresh, problem, server_context
 _log = logging.getLogger("tocsin.webhook")
 
 _STRANGERS = 4_096
+_UNANSWERED = 300.0
+"""Seconds after which a challenge that was never answered does not count any more."""
 _TYPES = {"json": JSON, "text": TEXT, "xml": b"application/xml"}
 
 _NOT_FOUND = Answer(HTTPStatus.NOT_FOUND)
@@ -92,6 +94,10 @@ class _Bucket:
         if not wait:
             self._level -= 1
         return wait
+
+    def give(self) -> None:
+        """One that passed does not count."""
+        self._level = min(self.size, self._level + 1)
 
 
 class _Reply:
@@ -257,6 +263,9 @@ class Adapter(BaseAdapter):
         self._settings = Settings()
         self._routes = _Routes({}, {})
         self._strangers: OrderedDict[str, _Bucket] = OrderedDict()
+        """By address: how often it may still fail."""
+        self._challenged: OrderedDict[str, _Bucket] = OrderedDict()
+        """By address: how many challenges it may still leave unanswered."""
         self._now = time.monotonic
         self._ignored = context.tell(
             "tocsin_webhook_ignored_total", "Genuine messages that no rule of their profile applied to."
@@ -407,7 +416,7 @@ class Adapter(BaseAdapter):
             return 1024
         for each in hook.early:
             if reason := each(request):
-                return self._unproven(hook, address, reason, hook.refusal(each, reason))
+                return self._refuse(hook, address, request, each, reason)
         if request.headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
             return self._unproven(hook, address, "encoded_body", _NOT_ENCODED)
         request.admitted = _Admitted(hook, address, *match, rest)
@@ -418,7 +427,9 @@ class Adapter(BaseAdapter):
         for each in hook.late:
             if reason := each(request):
                 answer = self._handshake(hook, request, address) if hook.profile.handshakes else None
-                return answer or self._unproven(hook, address, reason, hook.refusal(each, reason))
+                return answer or self._refuse(hook, address, request, each, reason)
+        if hook.has_digest and (challenged := self._challenged.get(address)):
+            challenged.give()
         if hook.profile.handshakes and (answer := self._handshake(hook, request, address)):
             return answer
         if asked is None or reply is None:
@@ -451,13 +462,19 @@ class Adapter(BaseAdapter):
         return address
 
     def _count_failure(self, address: str) -> None:
-        bucket = self._strangers.get(address)
-        if bucket is None:
-            rate = self._settings.limits.failures
-            bucket = self._strangers[address] = _Bucket(rate, 10 * rate)
-            while len(self._strangers) > _STRANGERS:
-                self._strangers.popitem(last=False)
-        bucket.take(self._now())
+        rate = self._settings.limits.failures
+        _bucket(self._strangers, address, rate, 10 * rate).take(self._now())
+
+    def _refuse(self, hook: _Hook, address: str, request: Request, check: Check, reason: str) -> Answer:
+        """A 401. The first request of a digest handshake has no proof yet: that is no failure, unless
+        its sender asks for one challenge after the other and answers none."""
+        answer = hook.refusal(check, reason)
+        if reason == MISSING and hook.has_digest and b"authorization" not in request.headers:
+            limits = self._settings.limits
+            size = max(10 * limits.failures, float(limits.connections_per_address))
+            if not _bucket(self._challenged, address, size / _UNANSWERED, size).take(self._now()):
+                return answer
+        return self._unproven(hook, address, reason, answer)
 
     def _unproven(self, hook: _Hook, address: str, reason: str, answer: Answer) -> Answer:
         self._count_failure(address)
@@ -571,6 +588,16 @@ class Adapter(BaseAdapter):
 
 
 # ── small helpers ────────────────────────────────────────────────────────────────────────────────
+
+
+def _bucket(kept: OrderedDict[str, _Bucket], address: str, rate: float, size: float) -> _Bucket:
+    """An address's own, of so many as are kept."""
+    bucket = kept.get(address)
+    if bucket is None:
+        bucket = kept[address] = _Bucket(rate, size)
+        while len(kept) > _STRANGERS:
+            kept.popitem(last=False)
+    return bucket
 
 
 def _undo(results: list[Result]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import socket
 import time
@@ -224,6 +225,56 @@ async def test_who_guesses_is_slowed_down_and_costs_no_log() -> None:
         assert gateway.context.counted["tocsin_webhook_throttled_total"] == 3
         vendor = {"X-Forwarded-For": "203.0.113.9", "X-Signature": sign(unlock())}
         assert (await gateway.post(unlock(), vendor)).status == 200
+
+
+def digest(challenge: str, path: str, password: str = KEY) -> dict[str, str]:
+    """The proof of the user bob, as an answer to a challenge."""
+    nonce = challenge.partition('nonce="')[2].partition('"')[0]
+
+    def h(text: str) -> str:
+        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+    response = h(f"{h(f'bob:tocsin:{password}')}:{nonce}:00000001:c0:auth:{h(f'POST:{path}')}")
+    return {
+        "Authorization": f'Digest username="bob", nonce="{nonce}", uri="{path}", qop=auth, nc=00000001, '
+        f'cnonce="c0", response="{response}", algorithm=MD5'
+    }
+
+
+def camera() -> Device:
+    return device(
+        profile="hikvision", credentials={"username": {"secret": "user"}, "password": {"secret": "key"}}
+    )
+
+
+async def test_the_first_leg_of_digest_is_no_failure() -> None:
+    """A device that sends faster than strangers may fail, each event with a handshake of its own."""
+    settings = local(limits={"failures": 0.5, "connections_per_address": 4})
+    async with house({"cam": camera()}, settings, {"user": "bob"}) as gateway:
+        for _ in range(20):
+            first = await gateway.post(MOTION_ALERT, path="/hooks/cam")
+            assert first.status == 401
+            proof = digest(first.headers["www-authenticate"], "/hooks/cam")
+            assert (await gateway.post(MOTION_ALERT, proof, path="/hooks/cam")).status == 200
+        assert not gateway.context.rejections
+        assert not gateway.context.counted
+
+
+async def test_challenges_that_nobody_answers_are_failures_in_the_end() -> None:
+    settings = local(limits={"failures": 0.5, "connections_per_address": 4})
+    async with house({"cam": camera()}, settings, {"user": "bob"}) as gateway:
+        codes = [(await gateway.post(b"", path="/hooks/cam")).status for _ in range(14)]
+        assert codes == [401] * 10 + [429] * 4
+        assert gateway.context.reasons == ["proof_missing"] * 5
+
+
+async def test_a_wrong_answer_to_a_challenge_is_a_failure() -> None:
+    async with house({"cam": camera()}, local(limits={"failures": 0.2}), {"user": "bob"}) as gateway:
+        first = await gateway.post(b"", path="/hooks/cam")
+        proof = digest(first.headers["www-authenticate"], "/hooks/cam", "another")
+        codes = [(await gateway.post(b"", proof, path="/hooks/cam")).status for _ in range(4)]
+        assert codes == [401] * 2 + [429] * 2
+        assert gateway.context.reasons == ["proof_wrong"] * 2
 
 
 async def test_forwarded_addresses_are_believed_from_proxies_only() -> None:
