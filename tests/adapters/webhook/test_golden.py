@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from services.adapters.isapi import codec as isapi
 from services.adapters.webhook import codec
 from services.adapters.webhook.config import Device, Sensor, profile
 from services.adapters.webhook.server import Request
@@ -102,6 +103,19 @@ def test_every_profile_has_cases() -> None:
 def test_generic_knows_every_kind() -> None:
     kind = profile("generic").profile.rules[0].kind
     assert {name for name in kind.table if "." in name} == {str(kind) for kind in Kind}  # type: ignore[union-attr]
+
+
+def test_hikvision_means_the_same_however_it_comes() -> None:
+    """Posted, or on the device's stream: the codes of a terminal, a panel and a camera are one table."""
+    posted, streamed = profile("hikvision").profile, isapi.profile("hikvision").profile
+    assert posted.sensors == streamed.sensors
+    assert posted.redact == streamed.redact
+    for path in ("AccessControllerEvent", "CIDEvent"):
+        here, there = (
+            next(rule for rule in said.rules if path in (rule.when or {})) for said in (posted, streamed)
+        )
+        assert (here.sensor, here.actor, here.replayed) == (there.sensor, there.actor, there.replayed)
+        assert (here.kind, here.rules) == (there.kind, there.rules)
 
 
 def test_profiles_say_where_it_is_documented() -> None:
