@@ -52,7 +52,8 @@ equals a number: write `"1"` for text.
 **Edges.** `level:` is for devices that repeat their state. The engine compares with the state that
 it remembers for the sensor: the first known state is known, not new; a change is a report, also one
 that came about while the gateway was away. A retained message sets the state in silence if none was
-known, and reports a change as `replayed`: it happened, but it is no fresh alarm.
+known, and reports a change as `replayed`: it happened, but it is no fresh alarm. Where a device may
+leave out the end of a state, `again: 10s` makes the same state a new one after so long a silence.
 
 **Sensors.** A profile's `sensors:` names the fields by which a site file's sensors are found, as
 `door: 4`. A message's sensor is the one that agrees with it in every field that both have; the one

@@ -129,6 +129,11 @@ class Level(Model):
         description="What the first state is that is ever seen of a sensor: known, so no event; or an "
         "event, unless it means that all is normal. A sensor of the site file may say otherwise.",
     )
+    again: Duration | None = Field(
+        default=None,
+        description="For a device that does not always say when a state ends, but repeats it while it lasts: "
+        "after so long a silence the same state is an event again, unless it means that all is normal.",
+    )
 
 
 class TimeSpec(Model):

@@ -307,6 +307,7 @@ class Action:
             address,
             found.best,
             self.level.first == "event",
+            self.level.again,
         )
         return True
 
@@ -320,23 +321,40 @@ class Action:
         address: Address,
         point: Point | None,
         first_counts: bool,
+        again: float | None = None,
     ) -> None:
         if point is None and run.reader.ignores_unlisted and address:
             run.result.ignored = "unlisted"
             return
         key = _key("level", run.reader.device, name, address)
         last = run.recall(key, point is not None)
-        if last == state:
+        lapsed = again is not None and self._lapsed(env, run, name, address, again, saved=point is not None)
+        if last == state and not lapsed:
             return
         run.remember(key, state, point is not None)
         kind = None if word is None else _meaning(word, point)
-        if kind is None:
+        if kind is None or (last == state and (word == "normal" or kind in _ALL_IS_WELL)):
             return
         if last is None:
             first_counts = first_counts or (point is not None and point.first)
             if not first_counts or env.retained or kind in _ALL_IS_WELL:
                 return
         self._event(env, run, kind, address, point, of_a_state=True)
+
+    def _lapsed(
+        self, env: Env, run: Run, name: str, address: Address, silence: float, *, saved: bool
+    ) -> bool:
+        """Whether a state is told after so long a silence, or a quarter less: when it was told last is
+        remembered over a restart, for what happened meanwhile comes right after it, and not written
+        each time."""
+        if env.retained:
+            return False
+        key = _key("again", run.reader.device, name, address)
+        now = env.received.timestamp()
+        last = as_number(run.recall(key, saved))
+        if last is None or not 0 <= now - last < silence / 4:
+            run.remember(key, f"{now:.3f}", saved)
+        return last is None or now - last > silence
 
     def _tell_state(self, env: Env, run: Run) -> bool:
         told: dict[str, Any] = {}

@@ -626,6 +626,58 @@ def test_a_level_may_have_a_value_of_several_forms() -> None:
     assert told.kinds({"door": 7, "leak": 2}) == ["water.leak"]
 
 
+AGAIN = LEVEL.replace("value: wet", "first: event, again: 10s, value: wet")
+
+
+def test_a_state_whose_end_was_not_said_is_an_event_again_after_a_silence() -> None:
+    told = Told(door_dialect(AGAIN))
+
+    def at(second: float, wet: bool, **more: Any) -> list[str]:
+        return told.kinds({"door": 7, "wet": wet}, received=NOW + timedelta(seconds=second), **more)
+
+    assert at(0, wet=True) == ["water.leak"]
+    for second in (1, 9, 18, 28):  # each is the last one's repeat
+        assert at(second, wet=True) == []
+    assert at(38.1, wet=True) == ["water.leak"]
+    assert at(39, wet=False) == ["water.cleared"]
+    assert at(40, wet=True) == ["water.leak"]
+    assert at(41, wet=False) == ["water.cleared"]
+    assert at(99, wet=False) == []  # all is well, as before
+    assert at(200, wet=True) == ["water.leak"]
+    assert at(300, wet=True, retained=True) == []
+
+
+def test_a_state_that_is_inverted_is_no_news_either_when_all_is_well() -> None:
+    rules = AGAIN.replace("water.leak", "active").replace("water.cleared", "normal")
+    told = Told(door_dialect(rules), DOOR._replace(type=SensorType.INTRUSION, inverted=True))
+
+    def at(second: float, wet: bool) -> list[str]:
+        return told.kinds({"door": 7, "wet": wet}, received=NOW + timedelta(seconds=second))
+
+    assert at(0, wet=False) == ["intrusion.alarm"]
+    assert at(60, wet=False) == []  # that the input is open is nothing a device repeats as an alarm
+    assert at(61, wet=True) == ["intrusion.cleared"]
+    assert at(99, wet=True) == []
+
+
+def test_what_lasts_over_a_restart_is_repeated_at_once_or_new() -> None:
+    """What a device kept while the gateway was away comes right after its start."""
+    for wait, want in ((5, []), (60, ["water.leak"])):
+        told = Told(door_dialect(AGAIN))
+        told({"door": 7, "wet": True}, received=NOW)
+        told.reader = reader(door_dialect(AGAIN))
+        assert told.kinds({"door": 7, "wet": True}, received=NOW + timedelta(seconds=wait)) == want
+
+
+def test_undo_also_takes_back_what_is_an_event_again() -> None:
+    told = Told(door_dialect(AGAIN))
+    now = datetime.now(UTC)
+    told({"door": 7, "wet": True}, received=now)
+    later = now + timedelta(seconds=30)
+    told({"door": 7, "wet": True}, received=later, commit=False).undo()
+    assert told.kinds({"door": 7, "wet": True}, received=later) == ["water.leak"]
+
+
 def test_levels_of_several_parts_are_kept_apart() -> None:
     told = Told(door_dialect("[{each: parts, sensor: {part: $key}, level: {value: $item, kinds: {true: active, false: normal}}}]"))  # fmt: skip
     told({"door": 7, "parts": {"a": False, "b": False}})
