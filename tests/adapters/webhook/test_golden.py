@@ -118,6 +118,34 @@ def test_hikvision_means_the_same_however_it_comes() -> None:
         assert (here.kind, here.rules) == (there.kind, there.rules)
 
 
+def test_hikvision_detections_mean_the_same_however_they_come() -> None:
+    posted, streamed = profile("hikvision").profile.rules, isapi.profile("hikvision").profile.rules
+    begun = {word: kind for rule in posted for word, kind in _kinds(rule).items() if "/" not in word}
+    ended = {}
+    for rule in posted:
+        kinds = rule.level.kinds if rule.level else {}
+        begun |= {
+            word.removesuffix("/active"): kind for word, kind in kinds.items() if word.endswith("/active")
+        }
+        ended |= {
+            word.removesuffix("/inactive"): kind
+            for word, kind in kinds.items()
+            if kind and word.endswith("/inactive")
+        }
+    at_end = next(rule for rule in streamed if rule.when == {"edge": "end"})
+    # `motion` is only posted.
+    assert {word: kind for word, kind in begun.items() if word != "motion"} == _kinds(streamed[-1])
+    assert {word: kind for word, kind in ended.items() if word != "motion"} == _kinds(at_end)
+
+
+def _kinds(rule: dialect.Rule) -> dict[str, str | None]:
+    return (
+        (rule.kind.table or {})
+        if isinstance(rule.kind, dialect.KindTable) and rule.kind.of == "eventType | lower"
+        else {}
+    )
+
+
 def test_profiles_say_where_it_is_documented() -> None:
     for name in dialect.names("services.adapters.webhook"):
         said = profile(name).profile
