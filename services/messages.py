@@ -150,8 +150,8 @@ def _addressed() -> tuple[PublicMessage, ...]:
                     data=SightingData(
                         event=_EVENT, targets=("vms",),
                         cameras=(
-                            SeenBy(id="kitchen", name="Kitchen", time=_AT),
-                            SeenBy(id="lobby", name="Lobby", time=_AT + timedelta(seconds=1)),
+                            SeenBy(id="kitchen", name="Kitchen", time=_AT, vms=True),
+                            SeenBy(id="lobby", name="Lobby", time=_AT + timedelta(seconds=1), vms=False),
                         ),
                     ),
                 ),
@@ -159,7 +159,7 @@ def _addressed() -> tuple[PublicMessage, ...]:
                     id=_DENIED.id, source="/hq/correlator-1", subject="front-door", time=_AT,
                     data=SightingData(
                         event=_DENIED, targets=("vms", "camio"), copies={"vms": 2},
-                        cameras=(SeenBy(id="lobby", name="Lobby", time=_AT),),
+                        cameras=(SeenBy(id="lobby", name="Lobby", time=_AT, vms=True),),
                     ),
                 ),
             },

@@ -292,6 +292,9 @@ class SeenBy(_Model, frozen=True, kw_only=True, gc=False):
     id: Annotated[Slug, Meta(description="its id in the site file")]
     name: Annotated[str, Meta(description="its name for people")]
     time: Annotated[UtcTime, Meta(description="the event's time on this camera's clock")]
+    vms: Annotated[
+        bool | UnsetType, Meta(description="whether the site file gives it a place in the VMS")
+    ] = UNSET
 
 
 class SightingData(_Model, frozen=True, kw_only=True, gc=False):

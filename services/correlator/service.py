@@ -220,7 +220,8 @@ def sighting(
     data: dict[str, object] = {
         "event": orjson.Fragment(body),
         "cameras": [
-            {"id": view.id, "name": view.name, "time": event.time + view.offset} for view in place.views
+            {"id": view.id, "name": view.name, "time": event.time + view.offset, "vms": view.vms}
+            for view in place.views
         ],
         "targets": targets,
     }

@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 
 import httpx
 import orjson
+from msgspec import UNSET
 
 from shared.camera_token import TokenError, decode
 from shared.delivery import Job, NotAllowed, Refused, Retry, Target, Uncertain
@@ -88,13 +89,16 @@ class Vms(Target):
         return self._settings.lanes
 
     def lanes(self, sighting: Sighting) -> list[tuple[str, SeenBy | None]]:
-        cameras = self._runtime.site.cameras
-        return [
-            (seen.id, seen)
-            for seen in sighting.data.cameras
-            # A camera that is not known here may come with the next site file.
-            if (camera := cameras.get(seen.id)) is None or camera.vms is not None
-        ]
+        return [(seen.id, seen) for seen in sighting.data.cameras if self._is_for(seen)]
+
+    def _is_for(self, seen: SeenBy) -> bool:
+        """Whether the VMS must learn of it at this camera. The correlator's word counts: its site file may be
+        newer than the one that is in force here."""
+        if seen.vms is not UNSET:
+            return seen.vms
+        camera = self._camera(seen.id)
+        # A camera that is not known here may come with the next site file.
+        return camera is None or camera.vms is not None
 
     def credential(self, lane: str) -> object:
         camera = self._camera(lane)

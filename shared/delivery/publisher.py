@@ -28,6 +28,7 @@ from shared.events import (
     PLAIN_JSON,
     Delivery,
     DeliveryData,
+    Event,
     Malformed,
     Outcome,
     Sighting,
@@ -71,6 +72,8 @@ class Publisher(Part):
         self.outstanding = 0
         self.dead = 0
         self._beside: set[asyncio.Task[None]] = set()
+        self._said_left: set[str] = set()
+        """Sensors of which it was said that their events are left to their adapters."""
         self._others = OtherCopies(
             runtime, target.name, self._store, self._seen, self._numbers,
             take=self._take, owe=self._owe, spawn=self._spawn,
@@ -115,6 +118,10 @@ class Publisher(Part):
 
     def _take(self, sighting: Sighting, reply: str | None, *, doubted: bool = False) -> None:
         event = sighting.data.event
+        lanes = self.target.lanes(sighting)
+        if not lanes:
+            self._leave(event)
+            return
         elsewhere = self._others.told_to(event.id)
         doubted |= elsewhere is not None
         rank = LANES.get(event.data.severity, 1)
@@ -122,7 +129,7 @@ class Publisher(Part):
         uncertain = self._restored is not None and event.recordedtime <= self._restored
         tasks: list[tuple[Lane, Task, bool]] = []
         rows = []
-        for lane_id, camera in self.target.lanes(sighting):
+        for lane_id, camera in lanes:
             seq = self._numbers.take()
             lane = self._lane(lane_id)
             queue = lane.queues[rank]
@@ -156,6 +163,17 @@ class Publisher(Part):
                 self._owe(reply, sighting.data.targets, event.id)
 
         future.add_done_callback(written)
+
+    def _leave(self, event: Event) -> None:
+        """Leave to its adapter, without a receipt, what is for this target and for no lane of it: the
+        correlator may have another site file than this service. It comes again."""
+        sensor = event.data.sensor.id
+        if sensor not in self._said_left:
+            self._said_left.add(sensor)
+            log.warning(
+                "the site file in force here has no place at the target for it; it stays with its adapter",
+                extra={"target": self.target.name, "event": event.id, "sensor": sensor},
+            )
 
     def _write(self, connection: sqlite3.Connection, items: Sequence[Any]) -> list[bool]:
         now = int(time.time())
@@ -400,6 +418,7 @@ class Publisher(Part):
     def _on_change(self) -> None:
         self._others.divide()
         self.target.changed()
+        self._said_left.clear()
         for lane in self._lanes.values():
             if lane.refused is not None and self.target.credential(lane.id) != lane.refused:
                 self._resume(lane)

@@ -49,7 +49,8 @@ class Target(ABC):
 
     @abstractmethod
     def lanes(self, sighting: Sighting) -> list[tuple[str, SeenBy | None]]:
-        """What the sighting becomes: the lane and the camera of each delivery."""
+        """What the sighting becomes: the lane and the camera of each delivery. Nothing if that is not known
+        yet: then it is not taken, and comes again."""
 
     @abstractmethod
     async def deliver(self, lane: str, job: Job) -> str | None:

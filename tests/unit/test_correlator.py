@@ -125,6 +125,15 @@ async def test_each_target_is_told_of_what_it_selects(
         assert [Sighting.from_bytes(one.payload).data.targets for one in sightings(world)] == [targets]
 
 
+async def test_each_camera_is_stamped_with_whether_it_is_for_the_vms(world: World) -> None:
+    world.site = site_of(SITE.replace("cameras: [analogue]", "cameras: [analogue, dock]"), world.folder)
+    async with correlator(world):
+        tell(world, event(sensor="back-door"))
+        [told] = sightings(world)
+    seen_by = Sighting.from_bytes(told.payload).data.cameras
+    assert [(one.id, one.vms) for one in seen_by] == [("analogue", False), ("dock", True)]
+
+
 async def test_what_nobody_wants_is_receipted(world: World) -> None:
     async with correlator(world):
         first = event(Kind.MOTION_CLEARED, "quiet", type_=SensorType.MOTION)

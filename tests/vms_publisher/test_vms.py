@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -38,6 +38,7 @@ cameras:
   analogue: {name: No VMS}
 targets: {vms: {SETTINGS}}
 """
+WITH_PLACE = SITE.replace("SETTINGS", "").replace("No VMS", "In it now, vms: {token: {secret: camera_dock}}")
 EVENTS = "/api/v2/storage/events/"
 
 
@@ -60,6 +61,13 @@ async def publisher(of: World) -> AsyncIterator[Publisher]:
     part = Publisher(runtime, Vms(runtime))
     async with running(part):
         yield part
+
+
+def stamped(of: Event, **vms: bool) -> Sighting:
+    """A sighting whose correlator says of each camera whether it is for the VMS."""
+    made = sighting(of, tuple(vms))
+    cameras = tuple(seen.replace(vms=vms[seen.id]) for seen in made.data.cameras)
+    return made.replace(data=made.data.replace(cameras=cameras))
 
 
 def tell(of: World, *sightings: Sighting) -> None:
@@ -266,15 +274,50 @@ async def test_the_time_is_the_cameras_in_utc_without_a_zone(vms: VmsSimulator, 
     assert vms.events()[0]["time"] == "2026-11-21T18:22:12.398"
 
 
-async def test_a_camera_that_the_vms_does_not_know_is_left_out(vms: VmsSimulator, tmp_path: Path) -> None:
+@pytest.mark.parametrize("say", [stamped, lambda of, **vms: sighting(of, tuple(vms))])
+async def test_a_camera_that_the_vms_does_not_know_is_left_out(
+    say: Callable[..., Sighting], vms: VmsSimulator, tmp_path: Path
+) -> None:
     here = world(tmp_path, vms)
-    made = event()
     async with publisher(here) as part:
-        tell(here, sighting(made, ("analogue", "lobby")))
+        tell(here, say(made := event(), analogue=False, lobby=True))
         await vms.wait_for(1)
-        tell(here, sighting(only := event(), ("analogue",)))
-        await until(lambda: receipted(here.hub) == [made.id, only.id])
-        assert part.outstanding == 0
+        await until(lambda: receipted(here.hub) == [made.id])
+        await until(lambda: part.outstanding == 0)
+    assert tags(vms) == tags(vms, "lobby") == [made.id]
+
+
+async def test_a_camera_whose_place_in_the_vms_is_known_here_last_misses_nothing(
+    vms: VmsSimulator, tmp_path: Path
+) -> None:
+    """The correlator has the new site file already, and the publisher the old one."""
+    here = world(tmp_path, vms)
+    async with publisher(here) as part:
+        tell(here, stamped(made := event(), analogue=True, dock=False))
+        await until(lambda: receipted(here.hub) == [made.id])
+        here.change(WITH_PLACE)
+        await vms.wait_for(1)
+        await until(lambda: part.outstanding == 0)
+    # And it is the correlator's word that counts for the other camera too.
+    assert [(one["event"], one["camera"]) for one in deliveries(here)] == [(made.id, "analogue")]
+
+
+async def test_an_older_correlators_sighting_for_no_camera_known_here_stays_with_its_adapter(
+    vms: VmsSimulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = world(tmp_path, vms)
+    async with publisher(here) as part:
+        tell(here, sighting(made := event(), ("analogue",)), sighting(event(), ("analogue",)))
+        tell(here, sighting(other := event()))
+        await vms.wait_for(1)
+        await until(lambda: receipted(here.hub) == [other.id])
+        assert caplog.text.count("stays with its adapter") == 1
+        here.change(WITH_PLACE)
+        tell(here, sighting(made, ("analogue",)))
+        await vms.wait_for(2)
+        await until(lambda: receipted(here.hub) == [other.id, made.id])
+        await until(lambda: part.outstanding == 0)
+    assert tags(vms) == [other.id, made.id]
 
 
 async def test_a_repeated_sighting_is_receipted_and_told_once(vms: VmsSimulator, tmp_path: Path) -> None:
