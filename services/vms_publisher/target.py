@@ -31,7 +31,7 @@ from shared.site import Camera, CameraVms, VmsTarget
 _PAGE = 100
 _MOST_PAGES = 50
 _PATIENCE_FOR_CAMERA = timedelta(hours=1)
-"""How long an event waits for a camera that the site file does not name (yet, or any more)."""
+"""How long an event waits for a camera that has no place in the VMS by the site file (yet, or any more)."""
 _UNFIT = str.maketrans({",": "_", "/": "_"})
 """A search lists tag names with commas between, and a tag's address has its name between slashes."""
 _NOT_IN_NAMES = re.compile(r"[,/\x00-\x1f\x7f]")
@@ -119,10 +119,15 @@ class Vms(Target):
     async def close(self) -> None:
         await self._http.close()
 
-    def _open(self, lane: str) -> _Access:
+    def _open(self, lane: str, job: Job) -> _Access:
         camera = self._camera(lane)
         if camera is None or camera.vms is None:
-            raise Retry(f'the site file gives camera "{lane}" no place in the VMS')
+            wrong, remedy = f'the site file gives camera "{lane}" no place in the VMS', "give it one (`vms`)"
+            if camera is None:
+                wrong, remedy = f'the site file has no camera "{lane}"', "put it back"
+            if utcnow() - job.event.recordedtime > _PATIENCE_FOR_CAMERA:
+                raise Refused(f"{wrong}; {remedy}, then replay")
+            raise Retry(wrong)
         try:
             token = self._runtime.secrets.read(camera.vms.token)
             access = self._access.get(lane)
@@ -148,9 +153,7 @@ class Vms(Target):
         return access
 
     async def deliver(self, lane: str, job: Job) -> str | None:
-        if self._camera(lane) is None and utcnow() - job.event.recordedtime > _PATIENCE_FOR_CAMERA:
-            raise Refused(f'the site file has no camera "{lane}" any more')
-        access = self._open(lane)
+        access = self._open(lane, job)
         name = self._settings.event_name(job.event.data.kind)
         fresh = await self._register(access, name)
         try:
@@ -222,7 +225,7 @@ class Vms(Target):
     async def find(self, lane: str, job: Job) -> str | None:
         if not self._settings.search_before_repeat:
             return None
-        access = self._open(lane)
+        access = self._open(lane, job)
         query = urlencode({"camid": access.camid, "meta": tag(job.event.id), "limit": 1})
         answer = await self._http.send(
             "GET", f"{access.base_url}/api/v2/storage/events/?{query}", access.headers, safe=True

@@ -95,6 +95,11 @@ class Lane:
             return 1
         return 0 if urgent.ready else None
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of it waits any more, in memory or on disk."""
+        return not any(q.ready or q.loaded < q.newest for q in self.queues)
+
     def more_on_disk(self, ahead: int) -> bool:
         enough = min(ahead - 1, ahead - ahead // 4)
         return any(q.loaded < q.newest and q.room(ahead) >= enough for q in self.queues)

@@ -355,6 +355,12 @@ class Publisher(Part):
             )
             self._say_troubles()
 
+    def _say_moving(self, lane: Lane) -> None:
+        if lane.troubled is not None:
+            lane.troubled = None
+            log.info("a lane moves again", extra={"target": self.target.name, "lane": lane.id})
+            self._say_troubles()
+
     def _say_troubles(self) -> None:
         troubled = sorted(lane.id for lane in self._lanes.values() if lane.troubled)
         shown = ", ".join(troubled[:5]) + (f" and {len(troubled) - 5} more" if len(troubled) > 5 else "")
@@ -364,10 +370,7 @@ class Publisher(Part):
         self.outstanding -= 1
         self._store.submit_lazy(work.done, task.seq)
         lane.pause = lane.not_before = 0.0
-        if lane.troubled is not None:
-            lane.troubled = None
-            log.info("a lane moves again", extra={"target": self.target.name, "lane": lane.id})
-            self._say_troubles()
+        self._say_moving(lane)
         self._delivered.inc()
         self._tell(lane, task, Outcome.DELIVERED, None, remote)
 
@@ -438,7 +441,9 @@ class Publisher(Part):
             await asyncio.sleep(1)
             now = time.monotonic()
             for lane in list(self._lanes.values()):
-                if lane.refused is not None and now - lane.refused_since > _REFUSED_PAUSE:
+                if lane.empty:
+                    self._say_moving(lane)  # what it was held up by is a dead letter
+                elif lane.refused is not None and now - lane.refused_since > _REFUSED_PAUSE:
                     self._resume(lane)
                 else:
                     self._offer(lane)

@@ -60,7 +60,7 @@ class Target(ABC):
     @abstractmethod
     async def find(self, lane: str, job: Job) -> str | None:
         """The target's id of a delivery that may have arrived, "" if it has none; None if it did not
-        arrive. Raises `Retry` or `NotAllowed`."""
+        arrive. Raises `Retry`, `NotAllowed` or `Refused`."""
 
     @abstractmethod
     def credential(self, lane: str) -> object:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -101,6 +102,12 @@ def command(of: World, verb: str, payload: bytes = b"{}", reply: str | None = "a
     of.hub.buses[-1].receive(Sent(TOPICS.command("vms-publisher", verb), payload, reply, b"c"))
 
 
+def status(of: World) -> dict[str, Any]:
+    said = of.hub.of(TOPICS.service("vms-publisher"))
+    data: dict[str, Any] = said[-1].json()["data"] if said else {"status": None, "reason": ""}
+    return data
+
+
 async def test_each_lane_keeps_its_order_and_does_one_thing_at_a_time(world: World) -> None:
     target = Told()
     target.workers = 3
@@ -141,7 +148,7 @@ async def test_nothing_is_receipted_that_the_store_did_not_take(tmp_path: Path) 
         tell(world, late := event())
         await asyncio.sleep(0.1)
         assert receipted(world.hub) == before
-        assert world.hub.of(TOPICS.service("vms-publisher"))[-1].json()["data"]["status"] == "degraded"
+        assert status(world)["status"] == "degraded"
         target.gate.set()
         await until(lambda: part.outstanding == 0)
         # Its adapter sends it again, and now there is room.
@@ -195,6 +202,21 @@ async def test_what_is_asked_to_wait_is_not_looked_for(world: World) -> None:
         tell(world, event())
         await until(lambda: target.calls and part.outstanding == 0)
     assert [verb for verb, _, _ in target.calls] == ["deliver", "deliver"]
+
+
+async def test_a_lane_whose_last_delivery_is_set_aside_is_held_up_no_more(world: World) -> None:
+    target = Told()
+    answers: list[Exception] = [Retry("busy"), Refused("no")]
+
+    def answer(lane: str, one: Event) -> None:
+        raise answers.pop(0)
+
+    target.answer = answer
+    async with publisher(world, target) as part:
+        tell(world, event())
+        await until(lambda: status(world)["reason"] == "lanes: held up: lobby")
+        await until(lambda: part.dead == 1)
+        await until(lambda: status(world)["status"] == "online")
 
 
 async def test_a_dead_letters_reason_hides_secrets(world: World) -> None:

@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from services.simulators.vms import VmsSimulator
+from services.vms_publisher import target
 from services.vms_publisher.target import Vms, metadata, tag
 from shared.delivery import Publisher
 from shared.events import Actor, Event, Kind, SeenBy, Sighting
@@ -38,6 +39,8 @@ cameras:
   analogue: {name: No VMS}
 targets: {vms: {SETTINGS}}
 """
+LOBBY_PLACE = ", vms: {token: {secret: camera_lobby}}"
+LOBBY = f"  lobby: {{name: Lobby{LOBBY_PLACE}}}\n"
 WITH_PLACE = SITE.replace("SETTINGS", "").replace("No VMS", "In it now, vms: {token: {secret: camera_dock}}")
 EVENTS = "/api/v2/storage/events/"
 
@@ -526,6 +529,47 @@ async def test_a_refused_event_is_a_dead_letter_and_holds_up_nothing(
         assert here.hub.of("answers")[of_answers].json() == {"replayed": 1, "service": "vms-publisher"}
         assert part.dead == 0
     assert tags(vms) == [first.id, made[1].id, made[0].id]
+
+
+@pytest.mark.parametrize("code", [500, 503])  # the outcome is unknown, and known
+@pytest.mark.parametrize("without", [LOBBY, LOBBY_PLACE], ids=["no camera", "no place"])
+async def test_events_of_a_camera_that_lost_its_place_become_dead_letters(
+    without: str, code: int, vms: VmsSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = world(tmp_path, vms)
+    before = SITE.replace("SETTINGS", "")
+    made = [event() for _ in range(3)]
+    async with publisher(here) as part:
+        vms.fail("error", status=code, camera="lobby", method="POST", path=EVENTS)
+        tell(here, *(sighting(one) for one in made))
+        await until(lambda: vms.answers[code] == 1)
+        monkeypatch.setattr(target, "_PATIENCE_FOR_CAMERA", timedelta(0))
+        here.change(before.replace(without, ""))
+        await until(lambda: part.dead == 3)
+        assert part.outstanding == 0
+        letters = await ask(here, "dead-letters", "dead_letters")
+        assert all('camera "lobby"' in one["reason"] and "then replay" in one["reason"] for one in letters)
+        # Nothing is held up any more, and when the camera has its place again they arrive.
+        await until(lambda: status(here)["status"] == "online")
+        vms.clear()
+        here.change(before)
+        assert await ask(here, "replay", "replayed", seqs="all") == 3
+        await vms.wait_for(3)
+        await until(lambda: part.outstanding == 0)
+    assert tags(vms) == [one.id for one in made]
+
+
+async def test_a_camera_without_a_place_is_waited_for(vms: VmsSimulator, tmp_path: Path) -> None:
+    """An hour, counted from when the event was recorded."""
+    here = world(tmp_path, vms)
+    old, young = event(age=3700), event(age=3500)
+    async with publisher(here) as part:
+        tell(here, *(stamped(one, analogue=True) for one in (old, young)))
+        await until(lambda: part.dead == 1)
+        await until(lambda: status(here)["reason"] == "lanes: held up: analogue")
+        here.change(WITH_PLACE)
+        await vms.wait_for(1)
+    assert tags(vms) == [young.id]
 
 
 async def test_life_safety_goes_first_when_the_vms_comes_back(vms: VmsSimulator, tmp_path: Path) -> None:
