@@ -156,7 +156,8 @@ def unsent(connection: sqlite3.Connection, items: Sequence[list[int]]) -> None:
 def revive(
     connection: sqlite3.Connection, items: Sequence[tuple[list[int] | None, int]]
 ) -> list[list[tuple[int, str, int]]]:
-    """Dead letters become work again, under new sequence numbers, behind what waits."""
+    """Dead letters become work again, under new sequence numbers, behind what waits. What a letter
+    was set aside for says nothing of its tries before that: the target may have it."""
     results = []
     for seqs, number in items:
         dead = connection.execute(
@@ -168,7 +169,7 @@ def revive(
             if wanted is not None and seq not in wanted:
                 continue
             connection.execute(
-                "UPDATE work SET seq = ?, dead = NULL, dead_at = NULL, attempted = 0 WHERE seq = ?",
+                "UPDATE work SET seq = ?, dead = NULL, dead_at = NULL, attempted = 1 WHERE seq = ?",
                 (number, seq),
             )
             revived.append((number, lane, rank))

@@ -25,13 +25,13 @@ import pytest
 from services import archive, cli
 from shared import __version__
 from shared.custody import OUTBOX_SCHEMA, Entry
-from shared.delivery import work
-from shared.events import utcnow
+from shared.delivery import Refused, work
+from shared.events import Event, utcnow
 from shared.lock import FolderLock
 from shared.store import Schema, Store
 from tests.gateway import TOPICS, World, event, receipted, sent, sighting, site_of, until
 from tests.unit.test_custody import Adapter, adapter
-from tests.unit.test_delivery import SITE, Told, publisher
+from tests.unit.test_delivery import SITE, Told, command, publisher
 
 NAME = "adapter-test"
 
@@ -154,6 +154,35 @@ async def test_what_was_delivered_since_the_backup_is_not_sent_again(here: Gatew
     assert sorted(target.ids()) == sorted(one.id for one in (*in_backup, *after, *never, later))
     looked_up = [id_ for verb, _, id_ in target.calls if verb == "find"]
     assert sorted(looked_up) == sorted(one.id for one in (*in_backup, *after, *never))
+
+
+async def test_a_dead_letter_that_was_replayed_since_the_backup_is_not_sent_again(
+    here: Gateway, there: Gateway
+) -> None:
+    world, target = World(here.folder, site_of(SITE, here.folder)), Told()
+    made = event()
+    file = here.folder.parent / "one.tar.gz"
+
+    def no(lane: str, one: Event) -> None:
+        raise Refused("no")
+
+    target.answer = no
+    async with publisher(world, target) as part:
+        world.hub.buses[-1].receive(sent(sighting(made)))
+        await until(lambda: part.dead == 1)
+        while not await part._store.read(work.dead_letters(1)):
+            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(here.run, "backup", str(file)) == 0
+        target.answer = lambda lane, event: None
+        command(world, "replay", b'{"seqs": "all"}')
+        await until(lambda: target.got)
+    assert there.run("restore", str(file)) == 0
+    world = World(there.folder, site_of(SITE, there.folder))
+    async with publisher(world, target) as part:
+        assert part.dead == 1
+        command(world, "replay", b'{"seqs": "all"}')
+        await until(lambda: part.dead == part.outstanding == 0)
+    assert target.ids() == [made.id]
 
 
 async def test_what_must_be_looked_up_is_so_after_a_kill_too(there: Gateway) -> None:

@@ -422,6 +422,42 @@ async def test_dead_letters_replayed_under_load_all_arrive(world: World) -> None
         assert sorted(target.ids(lane)) == sorted(one.id for one in (*dead, *fresh))
 
 
+async def test_a_replayed_letter_is_looked_for_before_it_is_sent(world: World) -> None:
+    target = Told()
+    dead = [event() for _ in range(3)]
+
+    def no(lane: str, one: Event) -> None:
+        raise Refused("no")
+
+    target.answer = no
+    async with publisher(world, target) as part:
+        tell(world, *dead)
+        await until(lambda: part.dead == 3)
+        target.calls.clear()
+        target.gate.clear()
+        target.answer = lambda lane, event: None
+        command(world, "replay", b'{"seqs": "all"}')
+        await until(lambda: target.under_way)
+        tell(world, later := event())
+        await until(lambda: later.id in receipted(world.hub))
+    assert target.calls == [("find", "lobby", dead[0].id), ("deliver", "lobby", dead[0].id)]
+    # It ended before there was an answer. Another one turns out to have arrived long ago.
+    target.got.append(("lobby", dead[1].id))
+    target.gate.set()
+    target.calls.clear()
+    async with publisher(world, target) as part:
+        await until(lambda: part.outstanding == 0)
+    assert target.calls == [
+        ("find", "lobby", dead[0].id),
+        ("deliver", "lobby", dead[0].id),
+        ("find", "lobby", dead[1].id),
+        ("find", "lobby", dead[2].id),
+        ("deliver", "lobby", dead[2].id),
+        ("deliver", "lobby", later.id),
+    ]
+    assert target.ids() == [dead[one].id for one in (1, 0, 2)] + [later.id]
+
+
 @pytest.mark.parametrize(
     ("verb", "payload", "said"),
     [

@@ -101,13 +101,17 @@ def status(of: World) -> dict[str, Any]:
     return data
 
 
+def command(of: World, verb: str, **asked: Any) -> None:
+    bus = of.hub.buses[-1]
+    bus.publish(TOPICS.command("vms-publisher", verb), orjson.dumps(asked), response_topic="answers")
+
+
 async def ask(of: World, verb: str, key: str, **asked: Any) -> Any:
     """Command the publisher until its answer has something at `key`; returns that."""
-    bus = of.hub.buses[-1]
     value = None
     async with asyncio.timeout(10):
         while not value:
-            bus.publish(TOPICS.command("vms-publisher", verb), orjson.dumps(asked), response_topic="answers")
+            command(of, verb, **asked)
             await asyncio.sleep(0.05)
             value = next((one.json()[key] for one in reversed(of.hub.of("answers"))), None)
     return value
@@ -520,15 +524,30 @@ async def test_a_refused_event_is_a_dead_letter_and_holds_up_nothing(
         [letter] = await ask(here, "dead-letters", "dead_letters")
         assert (letter["event"], letter["lane"], letter["attempts"]) == (made[0].id, "lobby", 1)
         of_answers = len(here.hub.of("answers"))
-        here.hub.buses[-1].publish(
-            TOPICS.command("vms-publisher", "replay"),
-            orjson.dumps({"seqs": [letter["seq"]]}),
-            response_topic="answers",
-        )
+        command(here, "replay", seqs=[letter["seq"]])
         await vms.wait_for(3)
         assert here.hub.of("answers")[of_answers].json() == {"replayed": 1, "service": "vms-publisher"}
         assert part.dead == 0
     assert tags(vms) == [first.id, made[1].id, made[0].id]
+
+
+async def test_a_replayed_letter_that_had_arrived_is_not_sent_again(
+    vms: VmsSimulator, tmp_path: Path
+) -> None:
+    here = world(tmp_path, vms)
+    made = event()
+    async with publisher(here) as part:
+        vms.fail("reset", method="POST", path=EVENTS, count=1)  # carried out, and not answered
+        vms.fail("error", status=404, method="GET", path=EVENTS, count=1)
+        tell(here, sighting(made))
+        await until(lambda: part.dead == 1)
+        command(here, "replay", seqs="all")
+        await until(lambda: part.dead == part.outstanding == 0)
+    assert tags(vms) == [made.id]
+    assert [(one["outcome"], one["attempts"]) for one in deliveries(here)] == [
+        ("dead_letter", 2),
+        ("delivered", 3),
+    ]
 
 
 @pytest.mark.parametrize("code", [500, 503])  # the outcome is unknown, and known
@@ -553,7 +572,7 @@ async def test_events_of_a_camera_that_lost_its_place_become_dead_letters(
         await until(lambda: status(here)["status"] == "online")
         vms.clear()
         here.change(before)
-        assert await ask(here, "replay", "replayed", seqs="all") == 3
+        command(here, "replay", seqs="all")
         await vms.wait_for(3)
         await until(lambda: part.outstanding == 0)
     assert tags(vms) == [one.id for one in made]
