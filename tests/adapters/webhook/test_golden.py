@@ -121,7 +121,7 @@ def test_hikvision_means_the_same_however_it_comes() -> None:
 def test_hikvision_detections_mean_the_same_however_they_come() -> None:
     posted, streamed = profile("hikvision").profile.rules, isapi.profile("hikvision").profile.rules
     begun = {word: kind for rule in posted for word, kind in _kinds(rule).items() if "/" not in word}
-    ended = {}
+    ended: dict[str, str | None] = {}
     for rule in posted:
         kinds = rule.level.kinds if rule.level else {}
         begun |= {
