@@ -7,13 +7,19 @@ ConnectTimeout too when a server hangs up on a request that was sent.) It also c
 transport's time for each request, and 10 MB less memory (README, Performance).
 
 HTTP/1.1 with keep-alive, over TLS or not; bodies as bytes, answers read whole and bounded. No
-proxies, no redirects, no compression, no HTTP/2: publishers need none. httptools parses.
+proxies, no redirects, no HTTP/2: publishers need none. httptools parses.
+
+Answers are asked for uncompressed. A server that compresses all the same (one that keeps its pages
+compressed, a proxy set to do so for everybody) is understood, since what it says may be all that a device
+ever says: gzip and deflate, each unpacked to no more than any answer may have. A 2xx answer that cannot
+be unpacked is no answer; of any other only its status counts, and it has then no body.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
+import zlib
 from collections import deque
 from typing import Any
 
@@ -24,6 +30,13 @@ _LARGEST_ANSWER = 32 * 1024 * 1024
 _IDLE = 20.0
 """Seconds after which an unused connection is not trusted any more: the server may be closing it."""
 _ENDED = "the server closed the connection"
+_GZIP_OR_ZLIB, _BARE_DEFLATE = 32 + zlib.MAX_WBITS, -zlib.MAX_WBITS
+_WINDOWS = {
+    "gzip": (_GZIP_OR_ZLIB,),
+    "x-gzip": (_GZIP_OR_ZLIB,),
+    # Some servers leave out what RFC 9110, 8.4.1.2 wants around it.
+    "deflate": (_GZIP_OR_ZLIB, _BARE_DEFLATE),
+}
 
 
 class _Connection(asyncio.Protocol):
@@ -37,7 +50,6 @@ class _Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._size = 0
         self._length_known = False
-        self._timer: asyncio.TimerHandle | None = None
         self.reusable = False
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
@@ -91,28 +103,29 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, data: bytes, patience: float) -> httpx.Response:
         assert self._transport is not None
-        self._answer = self._loop.create_future()
-        self._timer = self._loop.call_later(patience, self._late)
+        answer: asyncio.Future[httpx.Response] = self._loop.create_future()
+        self._answer = answer
         self._transport.write(data)
         try:
-            return await self._answer
-        finally:
+            async with asyncio.timeout(patience):
+                return await answer
+        except BaseException as error:
             # Also when the caller gave up: what is answered later must not answer the next request.
-            if self._answer is not None:
-                self.close()
-            self._timer.cancel()
-
-    def _late(self) -> None:
-        self._fail(httpx.ReadTimeout("no answer in time"))
+            self.close()
+            if isinstance(error, TimeoutError):
+                raise httpx.ReadTimeout("no answer in time") from None
+            raise
 
     def _complete(self) -> None:
-        answer, self._answer = self._answer, None
-        if answer is None or answer.done():
+        if self._answer is None or self._answer.done():
             return
+        try:
+            response = _response(self._parser.get_status_code(), self._headers, b"".join(self._body))
+        except Exception as error:
+            self._fail(httpx.RemoteProtocolError(f"the answer cannot be read: {error}"))
+            return
+        answer, self._answer = self._answer, None
         self.reusable = self.reusable and self._parser.should_keep_alive()
-        response = httpx.Response(
-            self._parser.get_status_code(), headers=self._headers, content=b"".join(self._body)
-        )
         self._headers, self._body = [], []
         self._size, self._length_known = 0, False
         self._parser = httptools.HttpResponseParser(self)
@@ -194,4 +207,36 @@ class Transport(httpx.AsyncBaseTransport):
 def _head(request: httpx.Request) -> bytes:
     lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
     lines += [b"%s: %s" % header for header in request.headers.raw]
+    if "accept-encoding" not in request.headers:
+        lines.append(b"Accept-Encoding: identity")
     return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def _response(status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> httpx.Response:
+    """Raises ValueError for a 2xx answer whose body cannot be unpacked."""
+    said = httpx.Headers(headers)
+    coding = said.pop("content-encoding", "")  # httpx would unpack by it, to any size
+    try:
+        body = _unpacked(body, coding.strip().lower())
+    except ValueError:
+        if 200 <= status < 300:
+            raise
+        body = b""
+    return httpx.Response(status, headers=said, content=body)
+
+
+def _unpacked(body: bytes, coding: str) -> bytes:
+    """Raises ValueError for what is not what `coding` says, and for what would become too large."""
+    if not body or coding in ("", "identity"):
+        return body
+    for window in _WINDOWS.get(coding, ()):
+        unpacker = zlib.decompressobj(window)
+        try:
+            whole = unpacker.decompress(body, _LARGEST_ANSWER)
+        except zlib.error:
+            continue
+        if unpacker.eof:
+            return whole
+        if len(whole) == _LARGEST_ANSWER:
+            raise ValueError("unpacked it is too large")
+    raise ValueError(f"it is not encoded as it says: {coding[:40]}")

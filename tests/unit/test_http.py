@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,6 +16,7 @@ import pytest
 
 from shared.delivery import NotAllowed, Refused, Retry, Uncertain
 from shared.http import Http, Rejected, retry_after
+from shared.transport import _Connection
 
 Act = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -132,6 +136,119 @@ async def test_an_answer_that_nobody_asked_for_is_no_part_of_the_next(http: Http
             answer = await http.send("POST", url, {}, b"{}")
             assert (answer.headers["x-number"], answer.body) == ("1", b"1")
     assert connections == 3
+
+
+def ends_with_the_connection(head: str, body: bytes) -> Act:
+    async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 {head}\r\n\r\n".encode() + body)
+        await writer.drain()
+
+    return act
+
+
+async def test_answers_are_asked_for_as_they_are(http: Http) -> None:
+    asked = b""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listening:
+        await http.send("GET", f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/", {})
+    assert b"\r\nAccept-Encoding: identity\r\n" in asked
+
+
+def bare_deflate(body: bytes) -> bytes:
+    return zlib.compress(body)[2:-4]
+
+
+@pytest.mark.parametrize("framed", [answers, ends_with_the_connection])
+@pytest.mark.parametrize(
+    ("coding", "encode"),
+    [
+        ("gzip", gzip.compress),
+        ("X-GZip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", bare_deflate),
+        ("identity", bytes),
+    ],
+)
+async def test_an_answer_encoded_unasked_is_understood(
+    coding: str, encode: Callable[[bytes], bytes], framed: Callable[[str, bytes], Act], http: Http
+) -> None:
+    body = encode(b'{"id": 5}')
+    async with server(framed(f"200 OK\r\nContent-Encoding: {coding}", body)) as url:
+        answer = await http.send("POST", url, {}, b"{}")
+    assert (answer.json(), answer.headers.get("content-encoding")) == ({"id": 5}, None)
+
+
+@pytest.mark.parametrize("framed", [answers, ends_with_the_connection])
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", b"hello"),
+        ("deflate", b"hello"),
+        ("gzip", gzip.compress(b"cut off")[:-9]),
+        ("br", b"hello"),
+        ("gzip, gzip", gzip.compress(gzip.compress(b"twice"))),
+    ],
+    ids=["no gzip", "no deflate", "cut off", "unknown", "twice"],
+)
+async def test_an_answer_that_is_not_encoded_as_it_says_is_none(
+    coding: str, body: bytes, framed: Callable[[str, bytes], Act], http: Http
+) -> None:
+    async with asyncio.timeout(3), server(framed(f"200 OK\r\nContent-Encoding: {coding}", body)) as url:
+        with pytest.raises(Uncertain, match="it is not encoded as it says"):
+            await http.send("POST", url, {}, b"{}")
+        with pytest.raises(Retry, match="it is not encoded as it says"):
+            await http.send("POST", url, {}, b"{}", safe=True)
+
+
+@pytest.mark.parametrize("framed", [answers, ends_with_the_connection])
+@pytest.mark.parametrize(
+    ("head", "error", "text"),
+    [
+        ("401 Unauthorized", NotAllowed, "HTTP 401"),
+        ("404 Not Found", Refused, "HTTP 404"),
+        ("503 Service Unavailable\r\nRetry-After: 7", Retry, "HTTP 503"),
+        ("502 Bad Gateway", Uncertain, "HTTP 502"),
+    ],
+)
+async def test_the_status_counts_of_a_failure_that_is_not_encoded_as_it_says(
+    head: str, error: type[Exception], text: str, framed: Callable[[str, bytes], Act], http: Http
+) -> None:
+    async with asyncio.timeout(3), server(framed(f"{head}\r\nContent-Encoding: gzip", b"hello")) as url:
+        with pytest.raises(error, match=text):
+            await http.send("POST", url, {}, b"{}")
+
+
+async def test_a_small_answer_that_would_become_a_huge_one_is_none(http: Http) -> None:
+    packer = zlib.compressobj(9)
+    body = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    async with server(answers("200 OK\r\nContent-Encoding: deflate", body)) as url:
+        tracemalloc.start()
+        try:
+            with pytest.raises(Uncertain, match="too large"):
+                await http.send("POST", url, {}, b"{}")
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert most < 100 << 20
+
+
+async def test_the_time_of_a_request_ends_whatever_became_of_its_answer(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loses_it(connection: _Connection) -> None:
+        connection._answer = None
+
+    monkeypatch.setattr(_Connection, "_complete", loses_it)
+    async with asyncio.timeout(3), server(answers("200 OK")) as url:
+        with pytest.raises(Uncertain, match="no answer in time"):
+            await http.send("POST", url, {}, b"{}")
 
 
 async def test_the_status_of_a_refusal_is_told(http: Http) -> None:

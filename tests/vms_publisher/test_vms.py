@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from services.simulators.http import Answer
 from services.simulators.vms import VmsSimulator
 from services.vms_publisher import target
 from services.vms_publisher.target import Vms, metadata, tag
@@ -645,3 +646,25 @@ async def test_no_token_gets_onto_the_bus(vms: VmsSimulator, tmp_path: Path) -> 
         await until(lambda: status(here)["status"] == "degraded")
     everything = b"".join(one.payload for one in here.hub.sent)
     assert not any(vms.token(camera).encode() in everything for camera in CAMERAS)
+
+
+@pytest.mark.parametrize("status", [200, 502])
+async def test_an_answer_that_is_not_encoded_as_it_says_holds_up_no_camera(
+    status: int, vms: VmsSimulator, tmp_path: Path
+) -> None:
+    handle, odd = vms.handle, [True]
+
+    def answer(request: Any) -> Any:
+        if odd and (request.method, request.path) == ("POST", EVENTS):
+            odd.pop()
+            return Answer(status, b"hello", "text/html", "Content-Encoding: gzip\r\n")
+        return handle(request)
+
+    vms.handle = answer  # type: ignore[method-assign]
+    here = world(tmp_path, vms)
+    events = [event() for _ in range(3)]
+    async with publisher(here):
+        tell(here, *(sighting(one) for one in events))
+        await until(lambda: len(tags(vms)) == 3)
+    assert not odd
+    assert sorted(tags(vms)) == sorted(one.id for one in events)
