@@ -110,9 +110,12 @@ class Http:
         """
         if self._problem is not None or self._transport is None:
             raise Retry(str(self._problem))
-        request = httpx.Request(
-            method, url, headers=headers, content=body, extensions={"timeout": self._timeout}
-        )
+        try:
+            request = httpx.Request(
+                method, url, headers=headers, content=body, extensions={"timeout": self._timeout}
+            )
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise Retry(f"no request can be made: {_said(error)}") from error
         try:
             response = await self._transport.handle_async_request(request)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:

@@ -161,7 +161,8 @@ class Transport(httpx.AsyncBaseTransport):
         """Raises `httpx.TransportError`; see the module for what its class means."""
         timeouts: dict[str, Any] = request.extensions.get("timeout", {})
         url = request.url
-        origin = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+        host = url.raw_host.decode("ascii")  # as the Host header has it, where IDNA is of more than one mind
+        origin = (url.scheme, host, url.port or (443 if url.scheme == "https" else 80))
         data = _head(request) + request.content
         async with self._room:
             connection = self._waiting(origin) or await self._connect(origin, timeouts.get("connect") or 10.0)
@@ -193,7 +194,8 @@ class Transport(httpx.AsyncBaseTransport):
                 _, connection = await loop.create_connection(lambda: _Connection(loop), host, port, ssl=tls)
         except TimeoutError as error:
             raise httpx.ConnectTimeout(f"{host}:{port} did not answer in {patience:g} s") from error
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ssl.SSLError, ValueError) as error:
+            # A ValueError, or the UnicodeError that is one, is about a name that no host can have.
             raise httpx.ConnectError(f"{host}:{port}: {error}") from error
         return connection
 

@@ -130,7 +130,9 @@ class Camio(Target):
             elif wanted != told:
                 try:
                     await self._post_devices(wanted.devices)
-                except (NotAllowed, Refused, Retry) as error:
+                except Exception as error:
+                    if not isinstance(error, NotAllowed | Refused | Retry):
+                        log.exception("the list of devices failed in an unforeseen way")
                     told = None
                     wait = self._put_off(error, pause)
                     pause = min(_LONGEST_PAUSE, pause * 2)
@@ -148,12 +150,13 @@ class Camio(Target):
             return None
         return _Wanted(devices(self._runtime.site, settings.select), settings, self._token())
 
-    def _put_off(self, error: NotAllowed | Refused | Retry, pause: float) -> float:
+    def _put_off(self, error: Exception, pause: float) -> float:
         """Say why the list could not be sent; seconds until it is tried again."""
         wait = _LONGEST_PAUSE
-        if isinstance(error, Retry):
-            wait = max(error.after or 0.0, pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
-        reason = self._runtime.secrets.redact(str(error))
+        if not isinstance(error, NotAllowed | Refused):
+            after = error.after if isinstance(error, Retry) else None
+            wait = max(after or 0.0, pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
+        reason = self._runtime.secrets.redact(str(error) or type(error).__name__)
         log.warning(
             "Camio does not take the list of devices; events go on",
             extra={"reason": reason, "retry_in": round(wait, 1)},

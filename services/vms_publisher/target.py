@@ -143,8 +143,11 @@ class Vms(Target):
             base_url = said.base_url(
                 camera.vms.base_url or self._settings.base_url, insecure=self._settings.insecure
             )
+            events = httpx.URL(f"{base_url}/api/v2/storage/events/")
         except (MissingSecret, TokenError) as error:
             raise NotAllowed(str(error)) from error
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise Retry(f"the address of the VMS can be none: {error}") from error
         self._runtime.secrets.conceal(said.share.get_secret_value())
         headers = httpx.Headers(
             {
@@ -153,9 +156,7 @@ class Vms(Target):
                 "Accept": "application/json",
             }
         )
-        access = self._access[lane] = _Access(
-            token, camera.vms, said.camid, base_url, httpx.URL(f"{base_url}/api/v2/storage/events/"), headers
-        )
+        access = self._access[lane] = _Access(token, camera.vms, said.camid, base_url, events, headers)
         return access
 
     async def deliver(self, lane: str, job: Job) -> str | None:

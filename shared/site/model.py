@@ -149,6 +149,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+_LONGEST_HOST = 253
+
+
+def _is_host(name: str) -> bool:
+    """Whether this can be the name or address of a host."""
+    if ":" in name:
+        return True  # an IPv6 address, which urlsplit has checked
+    try:
+        ascii_name = name.removesuffix(".").encode("idna")  # refuses labels that are empty or too long
+    except UnicodeError:
+        return False
+    # A Python identifier has letters, their marks and digits of any script, and the underscore too.
+    return len(ascii_name) <= _LONGEST_HOST and f"_{re.sub('[.-]', '_', name)}".isidentifier()
+
+
 def _base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
@@ -156,8 +171,13 @@ def _base_url(url: str) -> str:
         parts.port  # noqa: B018  raises ValueError for a bad port
     except ValueError:
         host = None
-    if not host or parts.scheme not in ("http", "https"):
+    if not host or parts.scheme not in ("http", "https") or not url.isprintable():
         raise mistake("this is not a web address", "write it like https://host or https://host:8443/path")
+    if not _is_host(host):
+        raise mistake(
+            "the host in this web address can be none",
+            "write its name with one dot between parts of 1 to 63 letters, digits and dashes",
+        )
     if parts.username is not None or parts.password is not None:
         raise mistake("a web address must not hold a password", "put it into a secret")
     if parts.query or parts.fragment:

@@ -16,6 +16,7 @@ from services.camio_publisher.target import Camio, devices, listed, payload
 from services.simulators.camio import CamioSimulator
 from shared.delivery import Job, NotAllowed, Publisher
 from shared.events import Actor, Event, Kind
+from shared.http import Http
 from shared.site import Select
 from tests.gateway import (
     TOPICS,
@@ -262,6 +263,28 @@ async def test_a_list_that_fails_is_tried_again_and_says_so_meanwhile(
         assert "HTTP 503" in here.hub.of(status)[-1].json()["data"]["reason"]
         await until(camio.devices)
         await until(lambda: here.hub.of(status)[-1].json()["data"]["status"] == "online")
+
+
+async def test_a_list_that_fails_in_an_unforeseen_way_is_tried_again(
+    camio: CamioSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    send, fails = Http.send, [True]
+
+    async def fails_once(self: Http, *args: Any, **kwargs: Any) -> Any:
+        if fails:
+            fails.pop()
+            raise ValueError("nobody thought of it")
+        return await send(self, *args, **kwargs)
+
+    monkeypatch.setattr(Http, "send", fails_once)
+    here = world(tmp_path, camio)
+    async with publisher(here):
+        status = TOPICS.service("camio-publisher")
+        await until(lambda: here.hub.of(status))
+        assert "nobody thought of it" in here.hub.of(status)[-1].json()["data"]["reason"]
+        await until(camio.devices)
+        await until(lambda: here.hub.of(status)[-1].json()["data"]["status"] == "online")
+    assert "nobody thought of it" in caplog.text
 
 
 async def test_a_list_that_cannot_be_read_is_replaced(camio: CamioSimulator, tmp_path: Path) -> None:

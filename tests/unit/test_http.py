@@ -85,6 +85,15 @@ async def test_what_was_never_sent_can_simply_be_repeated(http: Http, free_ports
         await http.send("POST", "http://no-such-host.invalid/", {}, b"{}")
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    "host", ["a..invalid", f"{'a' * 64}.invalid", ".invalid", "ex☃.invalid", "xn--a.invalid", "[::1", "a:b"]
+)
+async def test_an_address_that_can_be_none_got_nothing(scheme: str, host: str, http: Http) -> None:
+    with pytest.raises(Retry, match=r"no connection|no request can be made"):
+        await http.send("POST", f"{scheme}://{host}/", {}, b"{}")
+
+
 async def test_a_server_that_speaks_no_tls_got_nothing(http: Http) -> None:
     async with server(hangs_up) as url:
         with pytest.raises(Retry, match="no connection"):

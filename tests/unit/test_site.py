@@ -242,13 +242,43 @@ def test_plain_http_to_another_machine_must_be_asked_for() -> None:
         "https://h#x",
         "https://h:99999",
         "https://[",
+        "https://incoming..example.com",
+        "https://.example.com",
+        f"https://{'a' * 64}.example.com",
+        f"https://{'ä' * 60}.example.com",
+        f"https://{'.'.join(['a' * 60] * 5)}",
+        "https://exa mple.com",
+        "https://exa%20mple.com",
+        "https://ex☃.example.com",
+        "https://h/\\x01",
     ],
 )
 def test_what_is_no_address(url: str) -> None:
-    text = GOOD.replace("token: {secret: camio}", f"token: {{secret: camio}}, base_url: '{url}'")
+    text = GOOD.replace("token: {secret: camio}", f'token: {{secret: camio}}, base_url: "{url}"')
     [mistake] = mistakes_of(text)
     assert "targets.camio.base_url: " in mistake
     assert "u:p" not in mistake
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://h",
+        "https://h.example.com.:8443/a/path",
+        f"https://{'a' * 63}.example.com",
+        "https://a_b.example.com",
+        "https://192.0.2.1",
+        "https://[2001:db8::1]:8443",
+        "https://bücher.example.com",
+        "https://xn--bcher-kva.example.com",
+        "https://उदाहरण.example.com",
+    ],
+)
+def test_what_is_an_address(url: str) -> None:
+    text = GOOD.replace("token: {secret: camio}", f'token: {{secret: camio}}, base_url: "{url}"')
+    camio = site_of(text).targets.camio
+    assert camio is not None
+    assert camio.base_url == url
 
 
 def test_what_is_missing_or_empty() -> None:

@@ -668,3 +668,19 @@ async def test_an_answer_that_is_not_encoded_as_it_says_holds_up_no_camera(
         await until(lambda: len(tags(vms)) == 3)
     assert not odd
     assert sorted(tags(vms)) == sorted(one.id for one in events)
+
+
+async def test_events_wait_for_an_address_that_can_be_one(
+    vms: VmsSimulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = world(tmp_path, vms, 'base_url: "https://·.example.com"')  # fit for the site file, and for no DNS
+    one = event()
+    async with publisher(here):
+        tell(here, sighting(one))
+        await until(lambda: "held up" in status(here)["reason"])
+        here.change(SITE.replace("SETTINGS", ""))
+        await until(lambda: tags(vms) == [one.id])
+    assert any(
+        "the address of the VMS can be none" in vars(said).get("reason", "") for said in caplog.records
+    )
+    assert "unforeseen" not in caplog.text
