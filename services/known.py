@@ -7,7 +7,7 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 
-from shared.bus import Bus, Endpoint, Message
+from shared.bus import Bus, Endpoint, Message, without_login
 from shared.events import SensorState, SensorStateData, ServiceStatus, ServiceStatusData
 from shared.topics import Topics
 
@@ -67,7 +67,7 @@ async def ask(endpoint: Endpoint, site: str) -> Known:
             async with asyncio.timeout(_PATIENCE):
                 await settled.wait()
         if not bus.connected:
-            raise NoGateway(trouble or f"{endpoint.url} does not answer")
+            raise NoGateway(trouble or f"{without_login(endpoint.url)} does not answer")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 while True:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from shared.bus import Bus, Message
+from shared.bus import Bus, Message, without_login
 from shared.copies import split
 from shared.events import Delivery, Event, Malformed, Outcome, Severity, Sighting
 from shared.secrets import Secrets
@@ -147,7 +147,13 @@ def site_topics(settings: Settings) -> Topics:
 
 async def main(settings: Settings, *, as_json: bool) -> int:
     """Watch until interrupted."""
-    bus = Bus(settings.endpoint(Secrets(settings.secrets_dir)), f"tocsin-watch-{os.getpid()}")
+    endpoint = settings.endpoint(Secrets(settings.secrets_dir))
+    try:
+        endpoint.address()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    bus = Bus(endpoint, f"tocsin-watch-{os.getpid()}")
     topics = site_topics(settings)
     console = Console.of_stdout()
     if as_json:
@@ -159,7 +165,7 @@ async def main(settings: Settings, *, as_json: bool) -> int:
             bus.subscribe(pattern, show)
     else:
         subscribe(bus, topics, Story(console), broken=lambda text: print(text, file=sys.stderr))
-        bus.on_joined(lambda: print(f"watching {settings.mqtt_url}; Ctrl-C ends", file=sys.stderr))
+        bus.on_joined(lambda: print(f"watching {without_login(endpoint.url)}; Ctrl-C ends", file=sys.stderr))
     bus.on_trouble = lambda text: print(text, file=sys.stderr)
     with contextlib.suppress(asyncio.CancelledError):
         await bus.run()

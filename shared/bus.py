@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import mqtt5
 
@@ -40,6 +41,8 @@ _MOST_UNACKED = 32_768
 """Half of all packet ids, so that a free one is found at once."""
 _REFUSED = 0x80
 """Reason codes from here on are refusals."""
+_SCHEMES = ("mqtt", "mqtts")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)?(?:(.*)@)?(.*)", re.DOTALL)
 _AT_LEAST_ONCE = mqtt5.QoS.AT_LEAST_ONCE
 _AGAIN = ("tocsin-again", "1")
 """The user property of what may have been published before."""
@@ -53,7 +56,7 @@ class BrokerRefused(ConnectionError):
 class Endpoint:
     """Where a broker is and how to be let in."""
 
-    url: str
+    url: str = field(repr=False)
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
@@ -64,17 +67,32 @@ class Endpoint:
     The files of `ca`, `cert` and `key` are read at each connection too."""
 
     def address(self) -> tuple[str, int, bool]:
-        """Host, port, and whether it is TLS. Raises ValueError on a wrong URL."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-            raise ValueError(
-                f"a broker's address is mqtt://HOST[:PORT] or mqtts://HOST[:PORT], not {self.url!r}"
-            )
+        """Host, port, and whether it is TLS. Raises ValueError on a wrong URL, without the login in it."""
+        parts = self._parts()
         tls = parts.scheme == "mqtts"
-        return parts.hostname, parts.port or (8883 if tls else 1883), tls
+        return parts.hostname or "", parts.port or (8883 if tls else 1883), tls
+
+    def _parts(self) -> SplitResult:
+        form = "a broker's address is mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
+        try:
+            parts = urlsplit(self.url)
+            # Behind a / ? or # that was not encoded a login goes on; its beginning passes for host and port.
+            cut = "@" in f"{parts.path}{parts.query}{parts.fragment}" and parts.scheme in _SCHEMES
+            parts.port  # noqa: B018  raises ValueError for a bad one
+        except ValueError:
+            cut = True  # the error may repeat a part of the login
+        if cut:
+            raise ValueError(
+                f"{form}, and this one cannot be taken apart: write all but letters and digits of a user "
+                "name or password in it as %XX (%23 for #, %2F for /, %40 for @)"
+            )
+        if parts.scheme not in _SCHEMES or not parts.hostname:
+            raise ValueError(f"{form}, not {without_login(self.url)}")
+        return parts
 
     def login(self) -> tuple[str | None, bytes | None]:
-        parts = urlsplit(self.url)
+        """Raises ValueError as `address`."""
+        parts = self._parts()
         username, password = self.username, self.password
         if username is None and parts.username is not None:
             username = unquote(parts.username)
@@ -612,7 +630,7 @@ class Bus:
         self._connection = connection
         self._shown = connection.certificate
         self._problem = ""
-        log.info("connected to the broker", extra={"broker": _without_login(self._endpoint.url)})
+        log.info("connected to the broker", extra={"broker": without_login(self._endpoint.url)})
         for topic in list(self._retained):
             self._say_retained(connection, topic)
         waiting = [*self._kept_unacked.values(), *self._kept]
@@ -632,9 +650,9 @@ class Bus:
             self._problem = problem
             log.warning(
                 "no connection to the broker; trying again",
-                extra={"broker": _without_login(self._endpoint.url), "reason": problem},
+                extra={"broker": without_login(self._endpoint.url), "reason": problem},
             )
-            self.on_trouble(f"no connection to {_without_login(self._endpoint.url)}: {problem}")
+            self.on_trouble(f"no connection to {without_login(self._endpoint.url)}: {problem}")
 
     def _dispatch(self, message: Message) -> None:
         routes = self._routes.get(message.topic)
@@ -655,6 +673,19 @@ class Bus:
             message.ack()
 
 
-def _without_login(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+def without_login(url: str) -> str:
+    """An address as it may be shown, also a wrong one."""
+    scheme, _, rest = _taken_apart(url)
+    return scheme + rest
+
+
+def password_in(url: str) -> str:
+    """As it stands in an address, also in a wrong one; "" if there is none."""
+    return _taken_apart(url)[1].partition(":")[2]
+
+
+def _taken_apart(url: str) -> tuple[str, str, str]:
+    """Scheme, login and rest, by the text alone."""
+    found = _ADDRESS.fullmatch(url)
+    assert found is not None
+    return found[1] or "", found[2] or "", found[3]

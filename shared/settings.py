@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from shared.bus import Endpoint
     from shared.secrets import Secrets
 
 
-def _setting(default: str | None, help: str) -> str | None:
-    return field(default=default, metadata={"help": help})
+def _setting(default: str | None, help: str, *, secret: bool = False) -> str | None:
+    return field(default=default, metadata={"help": help}, repr=not secret)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +28,15 @@ class Settings:
         None,
         "which of several copies of the service this is, from 0; or a name that ends in it, such as a pod's",
     )
-    mqtt_url: str | None = _setting("mqtt://127.0.0.1:1883", "the broker: mqtt://HOST:PORT or mqtts://…")
+    mqtt_url: str | None = _setting(
+        "mqtt://127.0.0.1:1883", "the broker: mqtt://HOST:PORT or mqtts://…", secret=True
+    )
     mqtt_ca: str | None = _setting(None, "file of the CA that signed the broker's certificate")
     mqtt_cert: str | None = _setting(None, "file of this service's certificate")
     mqtt_key: str | None = _setting(None, "file of its key")
     mqtt_username: str | None = _setting(None, "user name at the broker")
     mqtt_password: str | None = _setting(
-        None, "password at the broker; rather put it in the secret `mqtt_password`"
+        None, "password at the broker; rather put it in the secret `mqtt_password`", secret=True
     )
     state_dir: str | None = _setting("/var/lib/tocsin", "folder of the service's store")
     secrets_dir: str | None = _setting(None, "folder of secret files")
@@ -53,8 +56,12 @@ class Settings:
         return cls(**given)
 
     def endpoint(self, secrets: Secrets) -> Endpoint:
-        from shared.bus import Endpoint  # noqa: PLC0415  settings are read before there are models
+        """Where the broker is. From now on `secrets` hide what its password is known to be."""
+        from shared.bus import Endpoint, password_in  # noqa: PLC0415  settings come before there are models
 
+        in_url = password_in(self.mqtt_url or "")
+        for password in (in_url, unquote(in_url), self.mqtt_password or ""):
+            secrets.conceal(password)
         return Endpoint(
             url=self.mqtt_url or "",
             ca=Path(self.mqtt_ca) if self.mqtt_ca else None,

@@ -448,6 +448,51 @@ async def test_a_wrong_address_is_said_and_not_the_end(url: str) -> None:
         await until(lambda: troubles)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "tcp://tocsin:hunter2secret@127.0.0.1:1883",
+        "tocsin:hunter2secret@127.0.0.1:1883",
+        "tcp:tocsin:hunter2secret@127.0.0.1:1883",
+        "mqtt:/tocsin:hunter2secret@127.0.0.1:1883",
+        "mqtt://tocsin:hunter2#secret@127.0.0.1:1883",
+        "mqtt://tocsin:hunter2/secret@127.0.0.1:1883",
+        "mqtt://tocsin:1883#hunter2secret@127.0.0.1:1883",
+        "mqtt://tocsin:hunter2@secret@[127.0.0.1",
+        "mqtt://tocsin:hunter2secret@℀.example.com",
+        "mqtt://tocsin:hunter2secret@127.0.0.1:port",
+        "mqtt://tocsin:hunter2secret@",
+        "mqtt://tocsin:hunter2secret",
+    ],
+)
+async def test_a_wrong_address_tells_nothing_of_its_login(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="a broker's address is mqtt://HOST") as told:
+        Endpoint(url).address()
+    with pytest.raises(ValueError, match="a broker's address is mqtt://HOST"):
+        Endpoint(url).login()
+    troubles: list[str] = []
+    bus = Bus(Endpoint(url), "a", longest_pause=0.1)
+    bus.on_trouble = troubles.append
+    async with connected(bus):
+        await until(lambda: troubles)
+    said = str((told.value, troubles, [vars(record) for record in caplog.records]))
+    if "@" in url:
+        assert "hunter2" not in said
+        assert "secret" not in said
+    assert "hunter2" not in str(told.value)
+    assert "hunter2" not in repr(Endpoint(url))
+
+
+def test_the_password_of_an_address_is_kept_out_of_texts() -> None:
+    secrets = Secrets(environ={})
+    Settings(mqtt_url="mqtt://tocsin:hunter2%23secret@host").endpoint(secrets)
+    assert secrets.redact("hunter2%23secret hunter2#secret tocsin") == "*** *** tocsin"
+    Settings(mqtt_url="tcp://tocsin:second-word@host").endpoint(secrets)
+    Settings(mqtt_password="third-word").endpoint(secrets)
+    assert secrets.redact("second-word third-word") == "*** ***"
+    assert "hunter2" not in repr(Settings(mqtt_url="mqtt://a:hunter2@host", mqtt_password="hunter2"))
+
+
 async def test_a_certificate_that_is_not_there_is_said_and_not_the_end(tmp_path: Path) -> None:
     troubles: list[str] = []
     bus = Bus(Endpoint("mqtts://127.0.0.1", ca=tmp_path / "none.crt"), "a", longest_pause=0.1)
