@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import services.lean  # noqa: F401  (before all that it keeps lean)
-from shared.site.mistakes import Mistake, SiteError
+from shared.site.mistakes import Mistake, SiteError, Unjudged
 from shared.site.model import Site
 
 _TRIES = 2
@@ -30,7 +30,9 @@ class Reader:
     def __init__(self, path: str, rooms: Sequence[str] = ()) -> None:
         self._path = path
         self._command = [sys.executable, "-m", "services.reader", path, *rooms]
-        self._waiting: subprocess.Popen[bytes] | None = self._begin()
+        self._waiting: subprocess.Popen[bytes] | None = None
+        with suppress(OSError):  # it is tried again when it is needed
+            self._waiting = self._begin()
 
     def __enter__(self) -> Reader:
         return self
@@ -44,15 +46,28 @@ class Reader:
         return subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
 
     def __call__(self, data: bytes) -> Site:
-        """The site that the file's content `data` describes. Raises `SiteError`."""
+        """The site that the file's content `data` describes. Raises `SiteError`; `Unjudged` where the process
+        fails."""
+        problem = ""
         for _ in range(_TRIES):
-            process, self._waiting = self._waiting or self._begin(), None
-            with process:
-                said, _none = process.communicate(data)
-            if process.returncode == 0:
+            try:
+                process, self._waiting = self._waiting or self._begin(), None
+                with process:
+                    said, _none = process.communicate(data)
+            except (OSError, MemoryError) as error:
+                why = getattr(error, "strerror", None) or type(error).__name__
+                problem = f"the process that checks it cannot be run ({why})"
+                continue
+            if process.returncode:
+                problem = f"the process that checks it ended with {process.returncode}"
+                continue
+            try:
                 return _verdict(said)
-        problem = f"the process that checks it ended with {process.returncode}"
-        raise SiteError(
+            except SiteError:
+                raise
+            except Exception as error:  # what is no pickle may raise anything
+                problem = f"what the process that checks it said cannot be read ({type(error).__name__})"
+        raise Unjudged(
             [Mistake(self._path, 1, 1, "", problem, "see what it said, and whether memory is short")]
         )
 

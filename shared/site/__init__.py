@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.events import Slug
 from shared.site.follow import Follower
-from shared.site.mistakes import Mistake, SiteError
+from shared.site.mistakes import Mistake, SiteError, Unjudged
 from shared.site.model import (
     AnyDevice,
     AnySensor,
@@ -89,6 +89,7 @@ __all__ = [
     "Target",
     "Targets",
     "Timezone",
+    "Unjudged",
     "VmsTarget",
     "did_you_mean",
     "expand_kinds",

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from shared.site.mistakes import SiteError, fetch
+from shared.site.mistakes import SiteError, Unjudged, fetch
 from shared.site.model import Site
 
 _EVERY = 1.0
@@ -18,6 +18,8 @@ _SETTLED = 0.3
 place may be readable, and even right, at half its length."""
 _SURELY_WRONG = 2.0
 """How long a wrong content may be one that is still being written."""
+_AGAIN = 10.0
+"""Seconds until what could not be judged is tried again: each try takes what may be short already."""
 
 
 class Follower:
@@ -39,7 +41,8 @@ class Follower:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Reads the file for the first time. `read` makes a site of what the file holds, or raises
-        `SiteError`; it is called again, from other threads, for each new content."""
+        `SiteError`; it is called again, from other threads, for each new content, and for one that it
+        could not judge (`Unjudged`)."""
         self._path = Path(path)
         self._read = read
         self._clock = clock
@@ -47,6 +50,7 @@ class Follower:
         self.site = self._read(data)
         self._applied = self._seen = _digest(data)
         self._refused: bytes | None = None
+        self._again: float | None = None
         self._since = clock()
         self._mark: tuple[int, ...] | None = None
 
@@ -57,11 +61,13 @@ class Follower:
 
     def look(self) -> Site | SiteError | None:
         """Look at the file once: the new site, or why the new file is refused, or None if there is
-        nothing new. After a refused file the old one's return counts as new."""
+        nothing new. After a refused file the old one's return counts as new. One that could not be judged is
+        told once, and taken when it could."""
         mark = self._stat()
         now = self._clock()
+        due = self._again is not None and now >= self._again
         # A file may be written twice within the resolution of its times, so a fresh one is read anyway.
-        if mark == self._mark and not self.settling and now - self._since > _SURELY_WRONG:
+        if mark == self._mark and not (self.settling or due) and now - self._since > _SURELY_WRONG:
             return None
         if mark != self._mark:
             self._mark = mark
@@ -78,9 +84,9 @@ class Follower:
         if digest == self._applied:
             if self._refused is None:
                 return None
-            self._refused = None
+            self._refused = self._again = None
             return self.site
-        if digest == self._refused or now - self._since < _SETTLED:
+        if (digest == self._refused and not due) or now - self._since < _SETTLED:
             return None
         try:
             if gone is not None:
@@ -89,9 +95,11 @@ class Follower:
         except SiteError as error:
             if now - self._since < _SURELY_WRONG:
                 return None
-            self._refused = digest
-            return error
-        self.site, self._applied, self._refused = site, digest, None
+            unjudged = isinstance(error, Unjudged)
+            told = unjudged and digest == self._refused
+            self._refused, self._again = digest, now + _AGAIN if unjudged else None
+            return None if told else error
+        self.site, self._applied, self._refused, self._again = site, digest, None, None
         return site
 
     async def run(

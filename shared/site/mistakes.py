@@ -41,12 +41,16 @@ class SiteError(Exception):
         return "\n".join(lines)
 
 
+class Unjudged(SiteError):
+    """What is in the site file could not be found out this time: it may be right."""
+
+
 def fetch(path: str | Path) -> bytes:
-    """What the file holds. Raises `SiteError` if it cannot be read."""
+    """What the file holds. Raises `Unjudged` if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
-        raise SiteError(
+        raise Unjudged(
             [Mistake(str(path), 1, 1, "", f"the file cannot be read ({reason})", "check its path and rights")]
         ) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from services import rooms
 from services.reader import Reader
-from shared.site import SiteError, load
+from shared.site import SiteError, Unjudged, load
 from tests.fuzz import ROOT
 
 EXAMPLES = {
@@ -109,4 +111,24 @@ def test_a_reader_that_cannot_live_is_a_mistake(monkeypatch: pytest.MonkeyPatch)
         Reader("site.yaml") as read,
         pytest.raises(SiteError, match="the process that checks it ended with 1"),
     ):
+        read(b"site: hq\n")
+
+
+def no_process(*_: object, **__: object) -> subprocess.Popen[bytes]:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def test_a_machine_without_room_for_a_reader_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    with Reader("site.yaml") as read:
+        with pytest.raises(Unjudged, match=r"cannot be run \(Resource temporarily"):
+            read(b"site: hq\n")
+        monkeypatch.setattr(subprocess, "Popen", real)
+        assert read(b"site: hq\n").site == "hq"
+
+
+def test_a_verdict_that_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/echo")
+    with Reader("site.yaml") as read, pytest.raises(Unjudged, match="said cannot be read"):
         read(b"site: hq\n")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import gc
 import json
 import os
@@ -23,11 +24,13 @@ from shared.site import (
     CameraRef,
     CamioTarget,
     Follower,
+    Mistake,
     Schedule,
     Select,
     Site,
     SiteError,
     Target,
+    Unjudged,
     expand_kinds,
     load,
 )
@@ -556,6 +559,79 @@ def test_a_wrong_file_is_refused_once_and_its_mending_taken(tmp_path: Path) -> N
     assert "cannot be read" in str(gone)
     path.write_text(GOOD.replace("Lobby", "Foyer"))
     assert [type(one) for one in looks(follower, clock)] == [Site]
+
+
+def test_a_file_that_could_not_be_judged_is_told_once_and_tried_again(tmp_path: Path) -> None:
+    path, clock = tmp_path / "site.yaml", Clock()
+    path.write_text(GOOD)
+    short_of_memory = False
+    tries = 0
+
+    def judge(data: bytes) -> Site:
+        nonlocal tries
+        tries += 1
+        if short_of_memory:
+            raise Unjudged([Mistake(str(path), 1, 1, "", "there is no memory to check it", "")])
+        return read(data, str(path), ROOMS, adapters=["dc09", "webhook"])
+
+    follower = Follower(path, judge, clock=clock)
+    before, short_of_memory = follower.site, True
+    path.write_text(GOOD.replace("Lobby", "Foyer"))
+    [error] = looks(follower, clock)
+    assert "no memory" in str(error)
+    assert follower.site is before
+    tries = 0
+    assert looks(follower, clock, seconds=60) == []
+    assert 4 <= tries <= 12, "not without a pause: each try takes what is short"
+    short_of_memory = False
+    [site] = looks(follower, clock, seconds=15)
+    assert isinstance(site, Site)
+    assert site.cameras["lobby"].name == "Foyer"
+    tries = 0
+    assert looks(follower, clock, seconds=60) == []
+    assert tries == 0
+
+
+def test_a_file_that_proves_to_be_wrong_at_a_second_try_is_told_as_wrong(tmp_path: Path) -> None:
+    path, clock = tmp_path / "site.yaml", Clock()
+    path.write_text(GOOD)
+    answers: list[Site | Exception] = []
+
+    def judge(data: bytes) -> Site:
+        if answers and isinstance(answer := answers[0], Exception):
+            raise answer
+        return read(data, str(path), ROOMS, adapters=["dc09", "webhook"])
+
+    follower = Follower(path, judge, clock=clock)
+    before = follower.site
+    answers = [Unjudged([Mistake(str(path), 1, 1, "", "there is no memory to check it", "")])]
+    path.write_text(GOOD.replace("[lobby]", "[loby]"))
+    assert len(looks(follower, clock)) == 1
+    answers.clear()
+    [error] = looks(follower, clock, seconds=60)
+    assert "loby" in str(error)
+    path.write_text(GOOD)
+    assert looks(follower, clock) == [before]
+
+
+def test_a_new_file_that_could_not_be_read_for_a_while_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, clock = tmp_path / "site.yaml", Clock()
+    path.write_text(GOOD)
+    follower = follower_of(path, clock)
+    path.write_text(GOOD.replace("Lobby", "Foyer"))
+
+    def no_more_files(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", no_more_files)
+        [error] = looks(follower, clock, seconds=60)
+    assert "the file cannot be read (Too many open files)" in str(error)
+    [site] = looks(follower, clock, seconds=15)
+    assert isinstance(site, Site)
+    assert site.cameras["lobby"].name == "Foyer"
 
 
 def test_a_file_that_is_being_written_is_not_applied(tmp_path: Path) -> None:
