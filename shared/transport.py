@@ -50,6 +50,7 @@ class _Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._size = 0
         self._length_known = False
+        self._head_whole = False
         self.reusable = False
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
@@ -72,8 +73,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.reusable = False
-        if self._answer is not None and self._headers and not self._length_known and exc is None:
-            self._complete()
+        if self._head_whole and not self._length_known and exc is None:
+            self._complete()  # its end is that of the connection (RFC 9112, 6.3)
         self._fail(httpx.ReadError(str(exc)) if exc else httpx.RemoteProtocolError(_ENDED))
 
     # httptools
@@ -85,6 +86,9 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
         self._length_known |= name.lower() in (b"content-length", b"transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        self._head_whole = True
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
@@ -98,6 +102,7 @@ class _Connection(asyncio.Protocol):
             self._complete()
         else:
             self._headers.clear()
+            self._head_whole = False
 
     # requests
 
@@ -127,7 +132,7 @@ class _Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         self.reusable = self.reusable and self._parser.should_keep_alive()
         self._headers, self._body = [], []
-        self._size, self._length_known = 0, False
+        self._size, self._length_known, self._head_whole = 0, False, False
         self._parser = httptools.HttpResponseParser(self)
         self.idle_since = self._loop.time()
         answer.set_result(response)

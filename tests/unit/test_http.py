@@ -65,11 +65,22 @@ async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
 
 
+async def breaks_off_its_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Le")
+
+
+async def breaks_off_after_a_word(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nServer: x\r\n")
+
+
 async def raves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"220 smtp.example.com ESMTP\r\n\r\n")
 
 
-@pytest.mark.parametrize("act", [hangs_up, resets, says_nothing, breaks_off, raves])
+@pytest.mark.parametrize(
+    "act",
+    [hangs_up, resets, says_nothing, breaks_off, breaks_off_its_head, breaks_off_after_a_word, raves],
+)
 async def test_what_was_sent_and_not_answered_is_uncertain(act: Act, http: Http) -> None:
     async with server(act) as url:
         with pytest.raises(Uncertain):
