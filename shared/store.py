@@ -36,7 +36,7 @@ _Batch = list[tuple[Work, Any, asyncio.Future[Any] | None]]
 
 _LAZY = 0.05
 _TRY_AGAIN = 2.0
-"""Seconds after which a full store looks whether there is room again."""
+"""Seconds after which a full store looks whether there is room again, and what failed is tried again."""
 _SLOW = 0.01
 """Seconds for a commit, as a rule, above which a thread commits."""
 _MEASURE_EVERY = 0.1
@@ -144,6 +144,15 @@ class Store:
         self._usual = 0.0
         self._measured = 0.0
         self._lazy_timer: asyncio.TimerHandle | None = None
+        self._held: _Batch = []
+        """What could wait and failed, and what could wait behind it: committed apart, so that no giver is
+        refused for it."""
+        self._held_due = False
+        self._held_timer: asyncio.TimerHandle | None = None
+        self._singly = 0
+        """So many of them are tried one by one."""
+        self._trying = 0
+        """So many of them are in the present commit."""
         self._probe: asyncio.TimerHandle | None = None
         self._closing = False
         self._connection: sqlite3.Connection | None = None
@@ -237,12 +246,12 @@ class Store:
             return
         assert self._idle is not None
         self._closing = True
-        while self._queue or self._committing:
+        while self._queue or self._held or self._committing:
             if not self._committing:
                 self._start()
             await self._idle.wait()
         connection, self._connection = self._connection, None
-        for timer in (self._lazy_timer, self._probe):
+        for timer in (self._lazy_timer, self._held_timer, self._probe):
             if timer is not None:
                 timer.cancel()
         await self._loop.run_in_executor(self._writer, connection.close)
@@ -265,9 +274,15 @@ class Store:
         return future
 
     def submit_lazy(self, work: Work, item: Any) -> None:
-        """As `submit`, for what may be lost and is then done again: it waits for the next commit,
-        or 50 ms."""
+        """As `submit`, for what may be lost with the process and is then done again: it waits for the next
+        commit, or 50 ms.
+
+        If the store fails it is tried until it succeeds, behind what could wait before it. What is
+        submitted otherwise does not wait for that. If it fails by itself, it is logged and given up."""
         if self._connection is None:
+            return
+        if self._held:
+            self._held.append((work, item, None))
             return
         self._queue.append((work, item, None))
         if not self._committing and self._lazy_timer is None:
@@ -276,6 +291,8 @@ class Store:
     async def settled(self) -> None:
         """Return when all that was submitted before is on disk, also what could wait. Raises as `submit`."""
         await self.submit(_nothing, None)
+        if self._held:
+            raise sqlite3.OperationalError("what could wait has failed, and is yet to be tried again")
 
     async def read(self, query: Callable[[sqlite3.Connection], R]) -> R:
         """Run a query between two commits, where those are done: it sees nothing that may yet be undone."""
@@ -307,8 +324,13 @@ class Store:
         self._committing = True
         assert self._idle is not None
         self._idle.clear()
-        batch, self._queue = self._queue, []
-        if self._slow or self._others:
+        if self._held and (self._held_due or self._closing):
+            self._held_due = False
+            self._trying = 1 if self._singly else len(self._held)
+            batch = self._held[: self._trying]
+        else:
+            batch, self._queue = self._queue, []
+        if self._slow or self._others or self._trying:  # a lock is waited for, and may last
             self._aside = True
             self._writer.submit(self._commit_aside, batch)
         else:
@@ -395,32 +417,79 @@ class Store:
                 if future is not None and not future.done():
                     future.set_exception(error)
                     future.exception()
-            if isinstance(error, StoreFull) and not self._closing:
-                # Much of it makes room, so it is not given up.
-                self._queue[:0] = [each for each in batch if each[2] is None and each[0] is not _touch]
+            if self._trying:
+                self._failed_again(error)
+            else:
+                self._hold(batch)
         else:
+            self._tried()
             for (_, _, future), result in zip(batch, results, strict=True):
                 if future is not None and not future.done():
                     future.set_result(result)
-        if any(future is not None for _, _, future in self._queue):
+        go_on = self._trying and (error is None or not _of_the_store(error))
+        self._trying = 0
+        if self._held and self._held_timer is None and not self._closing:
+            self._held_timer = self._loop.call_later(0 if go_on else _TRY_AGAIN, self._try_held)
+        if self._held_due or any(future is not None for _, _, future in self._queue):
             self._start()
         else:
             self._committing = False
             assert self._idle is not None
             if self._queue and self._lazy_timer is None:
-                pause = _LAZY if error is None else _TRY_AGAIN
-                self._lazy_timer = self._loop.call_later(pause, self._start)
+                self._lazy_timer = self._loop.call_later(_LAZY, self._start)
             self._idle.set()
         if self.full and self._probe is None and not self._closing:
             self._probe = self._loop.call_later(_TRY_AGAIN, self._try_again)
         # Once the log is in the database it is written from its beginning, which needs no more of a disk.
         self._checkpoint(_CHECKPOINT_ITEMS if isinstance(error, StoreFull) else len(batch))
 
+    def _hold(self, batch: _Batch) -> None:
+        """After a commit that failed: keep what could wait, in its order. Much of it makes room."""
+        waiting = [each for each in batch if each[2] is None and each[0] is not _touch]
+        if waiting:
+            self._held = waiting + [each for each in self._queue if each[2] is None]
+            self._queue = [each for each in self._queue if each[2] is not None]
+
+    def _try_held(self) -> None:
+        self._held_timer = None
+        self._held_due = True
+        if not self._committing:
+            self._start()
+
+    def _tried(self) -> None:
+        """What was tried of it is done with."""
+        del self._held[: self._trying]
+        self._singly = max(0, self._singly - self._trying)
+
+    def _failed_again(self, error: BaseException) -> None:
+        """It failed though nothing else was in the commit."""
+        if _of_the_store(error):
+            if self._closing:
+                log.error(
+                    "what could wait is given up; it is done again after the next start",
+                    extra={"path": str(self.path), "items": len(self._held)},
+                )
+                self._held.clear()
+        elif self._trying > 1:
+            self._singly = self._trying  # to find which of them it is
+        else:
+            work = self._held[0][0]
+            log.error(
+                "what fails by itself is given up",
+                extra={
+                    "path": str(self.path),
+                    "work": getattr(work, "__qualname__", str(work)),
+                    "error": str(error),
+                },
+            )
+            self._tried()
+
     def _try_again(self) -> None:
         """Whether there is room again: while it is full nothing else might ask."""
         self._probe = None
         if self.full:
-            self.submit_lazy(_touch, None)
+            if not self._held:  # that asks as well
+                self.submit_lazy(_touch, None)
             self._probe = self._loop.call_later(_TRY_AGAIN, self._try_again)
 
     def _checkpoint(self, items: int) -> None:
@@ -460,6 +529,11 @@ class Store:
         except sqlite3.Error as error:
             log.warning("the store's log could not be checkpointed", extra={"error": str(error)})
         self._checkpointing = False
+
+
+def _of_the_store(error: BaseException) -> bool:
+    """Whether the disk or another process is at fault, rather than the work: the same may succeed later."""
+    return isinstance(error, StoreFull | sqlite3.OperationalError)
 
 
 def _remedy(error: sqlite3.Error) -> str:

@@ -506,7 +506,7 @@ class Publisher(Part):
         # What is taken meanwhile has a higher number, and must not go before these unseen.
         self._reviving += 1
         try:
-            self._store.submit_lazy(self._keep_numbers, None)
+            self._store.submit(self._keep_numbers, None)  # in the same commit
             rows = await self._store.submit(work.revive, (seqs, first))
         finally:
             self._reviving -= 1

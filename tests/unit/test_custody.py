@@ -392,18 +392,28 @@ async def test_after_a_start_what_was_left_goes_first(tmp_path: Path) -> None:
         assert here.sender.next_sequence() > 41
 
 
-def broken(connection: sqlite3.Connection, items: Sequence[object]) -> None:
-    raise sqlite3.OperationalError("database or disk is full")
-
-
-async def commit_fails(of: Adapter, id_: str) -> None:
+async def commit_fails(of: Adapter, id_: str, problem: str = "database or disk is full") -> None:
     """Put what is undone after all was written: the disk is full at the end of the commit."""
+
+    def broken(connection: sqlite3.Connection, items: Sequence[object]) -> None:
+        raise sqlite3.OperationalError(problem)
+
     put = asyncio.create_task(of.put(id_))
     await asyncio.sleep(0)
     of.store.submit(broken, None)
     with pytest.raises(StoreFull):
         await put
     await until(lambda: not of.store.full)
+
+
+async def test_what_was_receipted_is_let_go_though_a_commit_failed(tmp_path: Path) -> None:
+    """Or it would be sent again after the next start."""
+    async with adapter(tmp_path) as here:
+        await here.put("a")
+        here.receipt("a")  # to be let go with the commit that fails
+        await commit_fails(here, "b", "disk I/O error")
+        assert here.sender.outstanding == 0
+        await on_disk(here, [])
 
 
 async def test_a_number_is_never_used_twice_even_if_a_commit_failed(tmp_path: Path) -> None:

@@ -244,6 +244,142 @@ async def test_a_full_disk_does_not_keep_it_from_closing(tmp_path: Path) -> None
         store.submit_lazy(fill, 500_000)
 
 
+# ── failing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def broken(connection: sqlite3.Connection, items: Sequence[Any]) -> None:
+    raise sqlite3.OperationalError("disk I/O error")
+
+
+async def fails(store: Store) -> None:
+    """Return after a commit with all that is submitted has failed."""
+    with pytest.raises(sqlite3.OperationalError):
+        await store.submit(broken, None)
+
+
+def fail_by_itself(connection: sqlite3.Connection, items: Sequence[Any]) -> None:
+    raise ValueError("not to be done at all")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.store._TRY_AGAIN", 0.05)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("slow", [False, True])
+async def test_what_may_wait_outlives_a_commit_that_failed(slow: bool, tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def note(connection: sqlite3.Connection, items: Sequence[int]) -> None:
+        insert(connection, items)
+        done.extend(items)
+
+    async with opened(tmp_path) as store:
+        store._slow = slow
+        store._usual = 1e30 if slow else 0.0
+        store.submit_lazy(insert, 1)
+        failing = asyncio.create_task(fails(store))
+        await asyncio.sleep(0)
+        store.submit_lazy(insert, 2)
+        await failing
+        store.submit_lazy(note, 3)
+        store.submit_lazy(note, 4)
+        await holds(store, 4)
+        assert await store.read(numbers) == [1, 2, 3, 4]
+        assert done == [3, 4]
+        # And from then on it waits no longer than before.
+        store.submit_lazy(insert, 5)
+        await store.submit(insert, 6)
+        assert await store.read(numbers) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_may_wait_keeps_its_order_over_a_commit_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.store._TRY_AGAIN", 0.2)
+    order: list[int] = []
+
+    def note(connection: sqlite3.Connection, items: Sequence[int]) -> None:
+        if store_fails:
+            raise sqlite3.OperationalError("database is locked")
+        order.extend(items)
+
+    store_fails = True
+    async with opened(tmp_path) as store:
+        for number in range(3):
+            store.submit_lazy(note, number)
+            await asyncio.sleep(0.06)  # the first fails here
+        assert await store.submit(insert, 1) == 1  # no giver is refused for it
+        await asyncio.sleep(0.3)
+        store.submit_lazy(note, 3)
+        store_fails = False
+        await until(lambda: len(order) == 4)
+    assert order == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_it_is_not_settled_while_something_is_to_be_tried_again(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        store.submit_lazy(insert, 1)
+        await fails(store)
+        with pytest.raises(sqlite3.OperationalError, match="could wait"):
+            await store.settled()
+        await holds(store, 1)
+        await store.settled()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_fails_by_itself_is_given_up_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as store:
+        store.submit_lazy(insert, 1)
+        store.submit_lazy(fail_by_itself, None)
+        store.submit_lazy(insert, 1)  # a mistake, too
+        store.submit_lazy(insert, 2)
+        await holds(store, 2)
+        assert await store.read(numbers) == [1, 2]
+        await store.settled()
+    said = [one for one in caplog.records if one.message == "what fails by itself is given up"]
+    assert [one.__dict__["work"] for one in said] == ["fail_by_itself", "insert"]
+
+
+async def test_what_failed_is_tried_once_more_when_it_closes(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        store.submit_lazy(insert, 1)
+        await fails(store)
+        store.submit_lazy(fail_by_itself, None)
+        store.submit_lazy(insert, 2)
+    async with opened(tmp_path) as store:
+        assert await store.read(numbers) == [1, 2]
+
+
+async def test_a_disk_that_stays_broken_does_not_keep_it_from_closing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as store:
+        store.submit_lazy(broken, None)
+        store.submit_lazy(insert, 1)
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            await store.close()
+    assert "given up" in caplog.text
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_may_wait_outlives_a_lock_from_outside(tmp_path: Path) -> None:
+    """Such as somebody's sqlite3 shell."""
+    async with opened(tmp_path) as store:
+        await store.read(lambda c: c.execute("PRAGMA busy_timeout=10"))
+        with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            store.submit_lazy(insert, 1)
+            await asyncio.sleep(0.3)
+            other.execute("ROLLBACK")
+        await holds(store, 1)
+
+
 # ── versions ─────────────────────────────────────────────────────────────────────────────────────
 
 
