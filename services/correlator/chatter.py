@@ -4,6 +4,8 @@ The first event of a kind from a sensor passes at once. Its repeats within the w
 a receipt, so that they stay in their adapter's custody. When the window closes, one event that
 stands for all of them is made, committed to the correlator's own store, and only then are they
 receipted. So a correlator that is killed at any moment loses none of them.
+
+What comes again and is not held here passes: an earlier run may have passed it, and some target may have it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from shared.events import Event, event_id, utcnow
 
 _MOST_HELD = 192
 """Held events stay in flight at their adapters: with so many in all, windows close early."""
-_MOST_FOLDED = 50_000
+MOST_FOLDED = 50_000
 _MOST_PASSED = 20_000
 
 
@@ -50,9 +52,12 @@ class Chatter:
         self._folded: dict[str, None] = dict.fromkeys(folded)
         self._passed: dict[str, None] = {}
 
-    def judge(self, event: Event, reply: str | None, window: timedelta | None) -> Verdict:
+    def judge(
+        self, event: Event, reply: str | None, window: timedelta | None, *, again: bool = False
+    ) -> Verdict:
         """What becomes of an event. `window` is None for a sensor whose repeats are not suppressed; some
-        may be held all the same, from before the site file changed."""
+        may be held all the same, from before the site file changed. `again` if it may have been published
+        before."""
         if event.id in self._folded:
             return Verdict.FOLDED
         if event.id in self._folding:
@@ -62,7 +67,7 @@ class Chatter:
             return Verdict.PASS
         key = (event.data.sensor.id, str(event.data.kind))
         found = self._windows.get(key)
-        if window is None:
+        if window is None or again:
             return Verdict.HOLD if found is not None and event.id in found.held else Verdict.PASS
         if found is None:
             self._open(key, window.total_seconds())
@@ -100,7 +105,7 @@ class Chatter:
         """The event that stands for the window's is on disk."""
         self._folding -= window.held.keys()
         self._folded.update(dict.fromkeys(window.held))
-        while len(self._folded) > _MOST_FOLDED:
+        while len(self._folded) > MOST_FOLDED:
             del self._folded[next(iter(self._folded))]
 
     def failed(self, window: Window) -> None:

@@ -17,7 +17,7 @@ from datetime import timedelta
 
 import orjson
 
-from services.correlator.chatter import Chatter, Verdict, Window, summary
+from services.correlator.chatter import MOST_FOLDED, Chatter, Verdict, Window, summary
 from services.correlator.plan import Place, Plan
 from shared import metrics
 from shared.bus import Message
@@ -33,7 +33,8 @@ _PATIENCE_FOR_MAP = timedelta(seconds=60)
 """How long an event of an unknown sensor is left to its adapter, which will send it again: the site
 file may have reached the adapter before it reached this service."""
 _FOLDED = "folded:"
-_FOLDED_FOR = 3600
+_FOLDED_EACH = 1000
+"""Ids of folded events take a part of a small store only: one for each so many bytes that it may hold."""
 _FORGET_EVERY = 600.0
 _TICK = 0.25
 _RECEIPTS_EVERY = 0.02
@@ -83,8 +84,10 @@ class Correlator(Part):
         await self._sender.open()
 
         def folded(connection: sqlite3.Connection) -> list[str]:
-            _forget(connection, ())
-            rows = connection.execute("SELECT key FROM memory WHERE key GLOB ?", (f"{_FOLDED}*",))
+            self._forget(connection, ())
+            rows = connection.execute(
+                "SELECT key FROM memory WHERE key GLOB ? ORDER BY CAST(value AS INTEGER)", (f"{_FOLDED}*",)
+            )
             return [key.removeprefix(_FOLDED) for (key,) in rows]
 
         self._chatter = Chatter(time.monotonic, await self._store.read(folded))
@@ -124,7 +127,7 @@ class Correlator(Part):
                 self._on_unknown(event, message)
                 return
         if event.source not in self._sources and not event.data.replayed:
-            verdict = self._chatter.judge(event, message.response_topic, place.suppress)
+            verdict = self._chatter.judge(event, message.response_topic, place.suppress, again=message.again)
             if verdict is Verdict.HOLD:
                 return
             if verdict is Verdict.FOLDED:
@@ -172,7 +175,7 @@ class Correlator(Part):
             await asyncio.sleep(_TICK)
             if time.monotonic() > forget_at:
                 forget_at = time.monotonic() + _FORGET_EVERY
-                self._store.submit_lazy(_forget, None)
+                self._store.submit_lazy(self._forget, None)
             for window in self._chatter.due():
                 await self._fold(window)
 
@@ -198,13 +201,16 @@ class Correlator(Part):
         for id_, (reply, _) in window.held.items():
             self._receipt(reply, id_)
 
-
-def _forget(connection: sqlite3.Connection, items: Sequence[None]) -> None:
-    """Forget which events were folded long ago."""
-    connection.execute(
-        "DELETE FROM memory WHERE key GLOB ? AND CAST(value AS INTEGER) <= ?",
-        (f"{_FOLDED}*", int(time.time()) - _FOLDED_FOR),
-    )
+    def _forget(self, connection: sqlite3.Connection, items: Sequence[None]) -> None:
+        """Forget which events were folded, but for the last of them: their adapters may yet send them again,
+        when they or this machine come back."""
+        most = min(MOST_FOLDED, self.runtime.store_max_bytes // _FOLDED_EACH)
+        connection.execute(
+            "DELETE FROM memory WHERE key GLOB :folded AND CAST(value AS INTEGER) < ("
+            "SELECT CAST(value AS INTEGER) FROM memory WHERE key GLOB :folded "
+            "ORDER BY CAST(value AS INTEGER) DESC LIMIT 1 OFFSET :most)",
+            {"folded": f"{_FOLDED}*", "most": most - 1},
+        )
 
 
 def sighting(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -61,11 +62,11 @@ async def correlator(of: World) -> AsyncIterator[Correlator]:
         yield part
 
 
-def tell(of: World, *events: Event, reply: str | None = REPLY) -> None:
+def tell(of: World, *events: Event, reply: str | None = REPLY, again: bool = False) -> None:
     bus = of.hub.buses[-1]
     for one in events:
         topic = TOPICS.event(one.data.sensor.type, one.data.sensor.id)
-        bus.receive(Sent(topic, one.to_bytes(), reply, one.id.encode()))
+        bus.receive(Sent(topic, one.to_bytes(), reply, one.id.encode(), again))
 
 
 def sightings(of: World) -> list[Sent]:
@@ -312,12 +313,29 @@ async def test_what_is_held_is_not_lost_with_the_correlator(world: World) -> Non
     assert receipts(world) == []
     told = len(seen(world))
     async with correlator(world):
-        tell(world, *made[1:])  # the adapter sends again what was not receipted
-        await folded(world)
-        await until(lambda: len(receipted(world)) == 3)
-    again = seen(world)[told:]
-    assert again[0].id == made[1].id
-    assert again[1].data.count == 3
+        tell(world, *made[1:], again=True)  # the adapter sends again what was not receipted
+    # It can't be told from what had passed.
+    assert [one.id for one in seen(world)[told:]] == [one.id for one in made[1:]]
+
+
+async def test_what_had_passed_is_not_folded_after_a_restart(world: World) -> None:
+    """One target is away, the other has each of them already."""
+    made = []
+    async with correlator(world) as part:
+        for _ in range(6):
+            made.append(motion())
+            tell(world, made[-1])
+            await until(lambda: not part._chatter._windows)
+    told = len(seen(world))
+    async with correlator(world) as part:
+        tell(world, *made, again=True)
+        assert not part._chatter._windows
+        tell(world, first := motion(), held := motion())
+        tell(world, *made, again=True)
+        tell(world, held, again=True)  # what is held here stays held
+        assert [one.id for one in seen(world)[told:]] == [one.id for one in (*made, first, *made)]
+        await until(lambda: receipted(world))
+    assert receipted(world) == [held.id]
 
 
 async def test_what_was_folded_is_not_counted_again_after_a_kill(world: World) -> None:
@@ -372,20 +390,48 @@ async def test_what_cannot_be_stored_stays_held(world: World) -> None:
         assert one.data.count == 3
 
 
-async def test_what_was_folded_is_forgotten_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_FOLDED_FOR", 0)
-    monkeypatch.setattr(service, "_FORGET_EVERY", 0.3)
+async def test_what_was_folded_is_known_for_days(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [motion() for _ in range(5)]
+    world.hub.loses = lambda sent: sent.topic == REPLY  # the adapter is away when the window closes
+    async with correlator(world):
+        tell(world, *made)
+        one = await folded(world)
+    world.hub.loses = lambda sent: False
+    world.hub.sent.clear()
+    later = time.time() + 3 * 86400
+    monkeypatch.setattr(time, "time", lambda: later)
+    async with correlator(world):
+        tell(world, *made[1:], again=True)
+        await until(lambda: len(receipted(world)) == 4)
+    assert {each.id for each in seen(world)} <= {one.id}
 
-    def remembered(connection: sqlite3.Connection) -> int:
-        [(count,)] = connection.execute("SELECT count(*) FROM memory")
-        return int(count)
+
+@pytest.mark.parametrize(("most", "store"), [(4, 1 << 30), (50_000, 100_000)])
+async def test_only_the_last_that_were_folded_are_known(
+    most: int, store: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor may they fill a small store."""
+    monkeypatch.setattr(service, "MOST_FOLDED", most)
+    monkeypatch.setattr(service, "_FORGET_EVERY", 0.3)
+    monkeypatch.setattr(service, "_FOLDED_EACH", 25_000)
+    world.store_max_bytes = store
+
+    def remembered(connection: sqlite3.Connection) -> set[str]:
+        return {key for (key,) in connection.execute("SELECT key FROM memory")}
 
     async with correlator(world) as part:
-        tell(world, *(motion() for _ in range(4)))
-        await folded(world)
+        made: list[Event] = []
+        for second in range(3):
+            monkeypatch.setattr(time, "time", lambda second=second: 1_800_000_000 + second)
+            tell(world, *(more := [motion() for _ in range(3)]))
+            made += more
+            folded_now = len(made) - 1
+            await until(lambda many=folded_now: len(receipted(world)) >= many)  # type: ignore[misc]
+        last = {f"folded:{one.id}" for one in made[-3:]}
         async with asyncio.timeout(10):
-            while await part._store.read(remembered):
+            while len(left := await part._store.read(remembered)) > 6:
                 await asyncio.sleep(0.05)
+        assert last <= left
 
 
 async def test_a_summary_is_sent_again_until_it_is_receipted(world: World) -> None:
