@@ -142,12 +142,14 @@ class Seen:
         }
 
     def turn(self, connection: sqlite3.Connection, now: int) -> None:
-        """At the end of a transaction: begin a new generation if it is time."""
-        if self._held >= self._most or now - self._since > self._seconds:
-            self._current = 1 - self._current
-            self._held = 0
-            connection.execute(f"DELETE FROM seen{self._current}")  # noqa: S608
-        elif 0 < self._since <= now:
+        """At the end of a transaction: begin a new generation if it is time.
+
+        When the present one began is never set back, or a clock that starts in 1970 until it is told the
+        time would end one at each boot."""
+        if self._held < self._most and now - self._since <= self._seconds:
             return
-        self._since = now
-        connection.execute("UPDATE seen_state SET current = ?, since = ?", (self._current, now))
+        self._current = 1 - self._current
+        self._held = 0
+        self._since = max(self._since, now)
+        connection.execute(f"DELETE FROM seen{self._current}")  # noqa: S608
+        connection.execute("UPDATE seen_state SET current = ?, since = ?", (self._current, self._since))

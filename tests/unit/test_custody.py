@@ -762,6 +762,41 @@ def test_a_clock_that_is_set_back_forgets_nothing(database: sqlite3.Connection) 
     assert seen.add("b", 5 * DAY)
 
 
+def test_a_clock_that_starts_in_1970_at_each_boot_forgets_nothing(database: sqlite3.Connection) -> None:
+    """As where no battery keeps it, until NTP has answered."""
+    assert Taken(database).add("a", now := 20_000 * DAY)
+    for boot in range(5):
+        seen = Taken(database)
+        assert seen.add(f"early {boot}", 60)
+        assert seen.add(f"late {boot}", now := now + 600)
+    assert not Taken(database).add("a", now + 600)
+    assert Taken(database).add("b", now + DAY)  # a generation begins when it is time
+    assert not Taken(database).add("a", now + DAY)
+
+
+def test_a_first_boot_in_1970_costs_no_id(database: sqlite3.Connection) -> None:
+    seen = Taken(database)
+    assert seen.add("a", 60)
+    assert seen.add("b", 20_000 * DAY)
+    assert not seen.add("a", 20_000 * DAY + DAY)
+
+
+def test_a_clock_that_was_ahead_ends_no_generation_when_it_is_ahead_again(
+    database: sqlite3.Connection,
+) -> None:
+    seen = Taken(database, most=100)
+    assert seen.add("begins", 100 * DAY)
+    assert seen.add("a", 100 * DAY)
+    assert seen.add("b", 200 * DAY)
+    assert seen.add("c", 100 * DAY)
+    assert not seen.add("a", 200 * DAY)
+    assert not seen.add("a", 100 * DAY)
+    # The number bounds them until that time has come.
+    for number in range(1000):
+        assert seen.add(str(number), 101 * DAY)
+        assert seen.held() <= 101
+
+
 # ── receipts ─────────────────────────────────────────────────────────────────────────────────────
 
 
