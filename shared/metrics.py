@@ -79,7 +79,9 @@ OLDEST = gauge(
     "tocsin_custody_oldest_seconds", "How long ago the oldest event in custody was received.", "service"
 )
 HANDOVER = histogram("tocsin_handover_seconds", "From sending an event to its last receipt.", "service")
-STORE_BYTES = gauge("tocsin_store_bytes", "Size of the service's store.", "service")
+STORE_BYTES = gauge(
+    "tocsin_store_bytes", "Size of the service's store, but for the ids that it remembers.", "service"
+)
 STORE_LIMIT = gauge("tocsin_store_limit_bytes", "How much the store may hold.", "service")
 STORE_FULL = gauge("tocsin_store_full", "1 while the store takes no new work.", "service")
 STORE_FAILURES = counter("tocsin_store_failures_total", "Commits that failed.", "service")

@@ -43,7 +43,9 @@ class Settings:
     metrics_host: str | None = _setting("0.0.0.0", "address of /metrics, /healthz and /readyz")  # noqa: S104
     metrics_port: str | None = _setting("9100", "port of /metrics, /healthz and /readyz; 0 for none")
     log_level: str | None = _setting("info", "debug, info, warning or error")
-    store_max_bytes: str | None = _setting(str(4 * 1024**3), "how much the store may hold")
+    store_max_bytes: str | None = _setting(
+        str(4 * 1024**3), "how much the store may hold, but for the ids that it remembers (30 MB at most)"
+    )
 
     @classmethod
     def of(cls, options: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Settings:

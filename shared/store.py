@@ -160,6 +160,10 @@ class Store:
         self.full = False
         """Set while the store takes no new work: it holds `max_bytes`, or the disk is full."""
         self.bytes = 0
+        """How much of `max_bytes` it holds."""
+        self.uncounted: Callable[[], int] = lambda: 0
+        """How many bytes in it do not count, for they have a bound of their own and would never make room.
+        Called where the work is done."""
         self.on_full: Callable[[bool], None] = lambda full: None
         self.on_failure: Callable[[], None] = lambda: None
         """Called for each commit that failed."""
@@ -390,7 +394,7 @@ class Store:
         except sqlite3.Error:
             return self.full
         self._log_bytes = self._size_of_log()
-        self.bytes = (pages - free) * size
+        self.bytes = max(0, (pages - free) * size - self.uncounted())
         limit = self.max_bytes * 0.95 if self.full else self.max_bytes
         return bool(self.bytes > limit)
 

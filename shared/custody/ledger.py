@@ -98,6 +98,10 @@ class Numbers:
             connection.execute("UPDATE numbers SET reserved = ?", (self._reserved,))
 
 
+_BYTES = 32
+"""What an id takes of a store: its 16 bytes, its time, and their part of a page."""
+
+
 class Seen:
     """The ids that were taken, for a bounded time: two generations, of which the older is forgotten
     when the younger is full or old. Used only in the store's writing thread."""
@@ -105,11 +109,19 @@ class Seen:
     def __init__(self, *, days: float = 7, most: int = 1_000_000) -> None:
         self._seconds = days * 86400 / 2
         self._most = most // 2
+        self._held = self._older = 0
 
     def load(self, connection: sqlite3.Connection) -> None:
         """At the start, and after a commit was undone."""
         self._current, self._since = connection.execute("SELECT current, since FROM seen_state").fetchone()
-        (self._held,) = connection.execute(f"SELECT count(*) FROM seen{self._current}").fetchone()  # noqa: S608
+        self._held, self._older = (
+            connection.execute(f"SELECT count(*) FROM seen{generation}").fetchone()[0]  # noqa: S608
+            for generation in (self._current, 1 - self._current)
+        )
+
+    def size(self) -> int:
+        """What they take of the store, about."""
+        return (self._held + self._older) * _BYTES
 
     def add(self, connection: sqlite3.Connection, key: bytes, now: int, window: float | None = None) -> bool:
         """Note `key`; False if it was known (within `window` seconds, if one is given)."""
@@ -149,7 +161,7 @@ class Seen:
         if self._held < self._most and now - self._since <= self._seconds:
             return
         self._current = 1 - self._current
-        self._held = 0
+        self._held, self._older = 0, self._held
         self._since = max(self._since, now)
         connection.execute(f"DELETE FROM seen{self._current}")  # noqa: S608
         connection.execute("UPDATE seen_state SET current = ?, since = ?", (self._current, self._since))

@@ -176,6 +176,7 @@ class Sender:
         self.handed_over: Callable[[float], None] = lambda seconds: None
         """Told for each message let go: seconds since it was last sent."""
         store.on_undone = self._undone
+        store.uncounted = self._seen.size
         bus.subscribe(self._reply, self._on_receipt)
         bus.on_joined(self._on_joined)
 

@@ -60,6 +60,7 @@ class Publisher(Part):
         )
         self._seen = Seen()
         self._store.on_undone = self._undone
+        self._store.uncounted = self._seen.size
         self._receipts = Receipts(runtime.bus, target.name)
         self._receipts_due = False
         self._lanes: dict[str, Lane] = {}

@@ -416,6 +416,25 @@ async def test_what_was_receipted_is_let_go_though_a_commit_failed(tmp_path: Pat
         await on_disk(here, [])
 
 
+async def test_ids_alone_do_not_fill_a_small_store(tmp_path: Path) -> None:
+    async with adapter(tmp_path) as here:
+        here.store.max_bytes = 100_000
+        taken = taker(here)
+        for _ in range(50):
+            await here.put(*ids(200, uuid.uuid4().hex[:11]))  # of 16 bytes, as all are
+            await until(lambda: here.sender.outstanding == 0)
+        await here.store.settled()
+        assert len(set(taken)) == 10_000
+        assert here.store.path.stat().st_size > 2 * here.store.max_bytes
+        here.hub.loses = lambda sent: True
+        await here.put(*ids(100), body=b"x" * 1000)
+        await asyncio.sleep(0.1)
+        await here.store.settled()
+        assert here.store.full  # by what is held
+        with pytest.raises(StoreFull):
+            await here.put("more")
+
+
 async def test_a_number_is_never_used_twice_even_if_a_commit_failed(tmp_path: Path) -> None:
     """Numbers are reserved in a commit, and what a failed one reserved is not."""
     async with adapter(tmp_path) as here:

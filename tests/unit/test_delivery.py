@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sqlite3
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,28 @@ async def test_it_is_receipted_when_it_is_on_disk_and_before_it_is_told(world: W
     target.gate.set()
     async with publisher(world, target):
         await until(lambda: target.ids() == [one.id for one in made])
+
+
+async def test_known_ids_leave_a_small_store_its_room(tmp_path: Path) -> None:
+    world = World(tmp_path, site_of(SITE, tmp_path), store_max_bytes=150_000)
+    target = Told()
+
+    def remember(connection: sqlite3.Connection, items: Sequence[int]) -> None:
+        for number in range(items[0]):
+            part._seen.add(connection, number.to_bytes(16, "big"), 1000)
+
+    async with publisher(world, target) as part:
+        await part._store.submit(remember, 10_000)
+        await asyncio.sleep(0.2)
+        for _ in range(2):
+            tell(world, one := event())
+            await until(lambda one=one: one.id in target.ids())  # type: ignore[misc]
+            await part._store.settled()
+        assert part.unready() is None
+    async with publisher(world, target) as part:  # and after a restart
+        tell(world, last := event())
+        await until(lambda: last.id in target.ids())
+        assert part.unready() is None
 
 
 async def test_nothing_is_receipted_that_the_store_did_not_take(tmp_path: Path) -> None:
