@@ -456,6 +456,8 @@ class Store:
 
     def _try_held(self) -> None:
         self._held_timer = None
+        if not self._held:
+            return
         self._held_due = True
         if not self._committing:
             self._start()
