@@ -358,19 +358,10 @@ class Adapter(BaseAdapter):
                 )
                 continue
             said = hook.profile
-            taken = exact.get(hook.path) if said.path is None else None
             if said.path is not None and said.serial is not None and device.serial is not None:
-                hooks = shared.setdefault(hook.path, (said.serial, {}))[1]
-                taken = hooks.get(device.serial)
-                hooks.setdefault(device.serial, hook)
+                shared.setdefault(hook.path, (said.serial, {}))[1][device.serial] = hook
             else:
-                exact.setdefault(hook.path, hook)
-            if taken is not None:
-                self.context.rejected(
-                    "path_taken",
-                    f"{device_id} has the path (and serial) of {taken.id}, which keeps it: give it another",
-                    device=device_id,
-                )
+                exact[hook.path] = hook
         self._routes = _Routes(exact, shared)
 
     # ── for the server ───────────────────────────────────────────────────────────────────────────

@@ -451,11 +451,6 @@ async def test_a_new_site_file_takes_effect_at_once() -> None:
         assert gateway.reports[0].device == "dock"
 
 
-async def test_two_devices_cannot_have_one_path() -> None:
-    async with house({"a": kisi(path="/same"), "b": kisi(path="/same")}) as gateway:
-        assert ("path_taken", "b") in [(reason, who) for reason, _, who in gateway.context.rejections]
-
-
 async def test_the_listener_moves_when_the_site_file_says_so() -> None:
     async with house({"lobby": kisi()}) as gateway:
         with socket.socket() as probe:
