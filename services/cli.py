@@ -12,7 +12,7 @@ from dataclasses import fields
 
 import services.lean  # noqa: F401  (before all that it keeps lean)
 from shared import __version__
-from shared.settings import Settings
+from shared.settings import Settings, WrongSetting
 
 _ABOUT = """\
 Tocsin ties physical-security sensors to the cameras that see them: what a sensor reports becomes a
@@ -277,6 +277,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except WrongSetting as error:
+        print(error, file=sys.stderr)
+        return 2
     except ImportError as error:
         if "TOCSIN_SERVICE" not in os.environ or not (error.name or "").startswith("services"):
             raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -14,9 +16,59 @@ if TYPE_CHECKING:
     from shared.bus import Endpoint
     from shared.secrets import Secrets
 
+_MOST_BYTES = 4 * 1024**3
+_UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+_WITH_UNIT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([kmgt])(?:i?b)?", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*[0-9]{1,18}\s*")
 
-def _setting(default: str | None, help: str, *, secret: bool = False) -> str | None:
-    return field(default=default, metadata={"help": help}, repr=not secret)
+
+class WrongSetting(ValueError):
+    """A setting is what it cannot be. The text, one line, names it and says what to write."""
+
+
+def _broker(value: str) -> str | None:
+    from shared.bus import Endpoint  # noqa: PLC0415  as below
+
+    try:
+        Endpoint(value).address()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _port(value: str) -> str | None:
+    if _NUMBER.fullmatch(value) and int(value) <= 65535:
+        return None
+    return f"{_quoted(value)} is not a port; write a number up to 65535, or 0 for none"
+
+
+def _level(value: str) -> str | None:
+    if value.upper() in logging.getLevelNamesMapping():
+        return None
+    return f"{_quoted(value)} is not a level; write debug, info, warning or error"
+
+
+def _bytes(value: str) -> str | None:
+    if _NUMBER.fullmatch(value) and int(value):
+        return None
+    meant = _WITH_UNIT.fullmatch(value.strip())
+    remedy = str(round(float(meant[1]) * _UNITS[meant[2].lower()])) if meant else f"one such as {_MOST_BYTES}"
+    return f"{_quoted(value)} is not a whole number of bytes; write {remedy}"
+
+
+def _quoted(value: str) -> str:
+    return f'"{" ".join(value.split())[:64]}"'
+
+
+def _setting(
+    default: str | None,
+    help: str,
+    wrong: Callable[[str], str | None] | None = None,
+    *,
+    secret: bool = False,
+) -> str | None:
+    """`wrong` says what is wrong with a value, and what to write; None if it is right."""
+    return field(default=default, metadata={"help": help, "wrong": wrong}, repr=not secret)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +81,7 @@ class Settings:
         "which of several copies of the service this is, from 0; or a name that ends in it, such as a pod's",
     )
     mqtt_url: str | None = _setting(
-        "mqtt://127.0.0.1:1883", "the broker: mqtt://HOST:PORT or mqtts://…", secret=True
+        "mqtt://127.0.0.1:1883", "the broker: mqtt://HOST:PORT or mqtts://…", _broker, secret=True
     )
     mqtt_ca: str | None = _setting(None, "file of the CA that signed the broker's certificate")
     mqtt_cert: str | None = _setting(None, "file of this service's certificate")
@@ -41,20 +93,27 @@ class Settings:
     state_dir: str | None = _setting("/var/lib/tocsin", "folder of the service's store")
     secrets_dir: str | None = _setting(None, "folder of secret files")
     metrics_host: str | None = _setting("0.0.0.0", "address of /metrics, /healthz and /readyz")  # noqa: S104
-    metrics_port: str | None = _setting("9100", "port of /metrics, /healthz and /readyz; 0 for none")
-    log_level: str | None = _setting("info", "debug, info, warning or error")
+    metrics_port: str | None = _setting("9100", "port of /metrics, /healthz and /readyz; 0 for none", _port)
+    log_level: str | None = _setting("info", "debug, info, warning or error", _level)
     store_max_bytes: str | None = _setting(
-        str(4 * 1024**3), "how much the store may hold, but for the ids that it remembers (30 MB at most)"
+        str(_MOST_BYTES),
+        "how much the store may hold, but for the ids that it remembers (30 MB at most)",
+        _bytes,
     )
 
     @classmethod
     def of(cls, options: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Settings:
-        """Options first, then the environment, then the defaults."""
-        given = {
-            each.name: value
-            for each in fields(cls)
-            if (value := options.get(each.name) or environ.get(f"TOCSIN_{each.name.upper()}"))
-        }
+        """Options first, then the environment, then the defaults. Raises `WrongSetting`."""
+        given: dict[str, str] = {}
+        for each in fields(cls):
+            option, variable = options.get(each.name), f"TOCSIN_{each.name.upper()}"
+            value = option or environ.get(variable)
+            if not value:
+                continue
+            wrong = each.metadata["wrong"]
+            if wrong is not None and (why := wrong(value)):
+                raise WrongSetting(f"{'--' + each.name.replace('_', '-') if option else variable}: {why}")
+            given[each.name] = value
         return cls(**given)
 
     def endpoint(self, secrets: Secrets) -> Endpoint:
