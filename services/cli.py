@@ -162,8 +162,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="of the adapter (HOST:PORT, http://…) or broker (mqtt://…)",
     )
-    simulate.add_argument("--every", type=float, metavar="SECONDS", help="again and again")
-    simulate.add_argument("--count", type=int, default=1, help="how often (default: 1)")
+    simulate.add_argument(
+        "--every", type=float, metavar="SECONDS", help="again and again, with pauses of so many seconds"
+    )
+    simulate.add_argument(
+        "--count", type=int, metavar="N", help="how often (default: once; with --every, without end)"
+    )
     _settings(simulate, ("site", "secrets_dir"))
 
     discover = commands.add_parser(

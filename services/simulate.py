@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import itertools
 import sys
 import time
 from collections.abc import Mapping
@@ -69,9 +70,11 @@ async def main(settings: Settings, args: argparse.Namespace) -> int:
         site = load(settings.site or "", {name: rooms.room(name) for name in names}, adapters=names)
         device = _known("device in the site file", args.device, site.devices)
         _known(f"sensor of {args.device}", args.sensor, device.sensors)
+        limit = 1 if args.count is None and not args.every else args.count
         async with speaker(args.device, device, Secrets(settings.secrets_dir), args.to) as said:
-            sent = 0
-            while sent < args.count or args.every:
+            for sent in itertools.count() if limit is None else range(limit):
+                if sent and args.every:
+                    await asyncio.sleep(args.every)
                 marker = f"simulated-{int(time.time() * 1000):x}"
                 sending = asyncio.ensure_future(said.send(args.sensor, kind, marker))
                 await asyncio.wait([sending], timeout=_PATIENCE)
@@ -80,13 +83,10 @@ async def main(settings: Settings, args: argparse.Namespace) -> int:
                         f"no acknowledgement from {args.to} yet; still trying (Ctrl-C ends)", file=sys.stderr
                     )
                 await sending
-                sent += 1
                 print(
                     f"{args.device} reported {kind} of {args.sensor}, and was acknowledged ({marker})",
                     flush=True,
                 )
-                if args.every:
-                    await asyncio.sleep(args.every)
     except (ValueError, TypeError, SiteError, MissingSecret, rooms.RoomError) as error:
         print(error, file=sys.stderr)
         return 2
