@@ -160,7 +160,8 @@ def _parser() -> argparse.ArgumentParser:
         "--to",
         required=True,
         metavar="ADDRESS",
-        help="of the adapter (HOST:PORT, http://…) or broker (mqtt://…)",
+        help="of the adapter or broker: HOST:PORT, or where a protocol has more ways than one a URL "
+        "(https://…, mqtts://…, udp://…, serial://…)",
     )
     simulate.add_argument(
         "--every", type=float, metavar="SECONDS", help="again and again, with pauses of so many seconds"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import inspect
 import itertools
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from urllib.parse import urlsplit
 
 from services import rooms
 from shared.events import Kind
@@ -38,17 +40,48 @@ class Tokens(Protocol):
 def speaker(
     device_id: str, device: Device, secrets: Secrets, address: str
 ) -> AbstractAsyncContextManager[Speaker]:
-    """The simulator of a device. `address` is HOST:PORT or a URL, as its protocol has it."""
+    """The simulator of a device. `address` is HOST:PORT or a URL; ValueError says which, if it is the
+    other that its protocol has."""
     room = rooms.room(device.adapter)
-    module = importlib.import_module(f"{room.package}.simulator")
-    where: dict[str, Any] = {"url": address}
-    if "://" not in address:
-        host, _, port = address.rpartition(":")
-        if not port.isdecimal():
-            raise ValueError(f"--to {address}: an address is HOST:PORT, http://… or mqtt://…")
-        where = {"host": host or "127.0.0.1", "port": int(port)}
-    made: AbstractAsyncContextManager[Speaker] = module.Simulator(device_id, device, secrets.read, **where)
+    simulator = importlib.import_module(f"{room.package}.simulator").Simulator
+    made: AbstractAsyncContextManager[Speaker] = simulator(
+        device_id, device, secrets.read, **_where(simulator, address)
+    )
     return made
+
+
+def _where(simulator: Callable[..., Any], address: str) -> dict[str, Any]:
+    """The address as the simulator takes it: `host` and `port`, or `url`. One that takes a URL only has
+    `SCHEMES`, of which the first is meant where the address has none."""
+    takes = inspect.signature(simulator).parameters
+    schemes: tuple[str, ...] = getattr(simulator, "SCHEMES", ())
+    if "://" in address:
+        parts = urlsplit(address)
+        place = parts.netloc.rpartition("@")[2]
+        wrong = f"--to {_shown(address)}"
+        if "url" not in takes:
+            raise ValueError(f"{wrong}: write it as {place or 'HOST:PORT'}")
+        if schemes and parts.scheme not in schemes:
+            raise ValueError(f"{wrong}: write it as {' or '.join(f'{each}://…' for each in schemes)}")
+        if place and (parts.path.strip("/") or parts.query or parts.fragment):
+            # Paths are in the site file. Only a serial port is a path itself, and has no place.
+            raise ValueError(f"{wrong}: leave the path out; write it as {parts.scheme}://{place}")
+        return {"url": address}
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        raise ValueError(f"--to {_shown(address)}: an address is HOST:PORT, http://… or mqtt://…")
+    host = host or "127.0.0.1"
+    if "host" in takes:
+        return {"host": host.strip("[]"), "port": int(port)}
+    if not schemes:
+        raise ValueError(f"--to {_shown(address)}: this protocol's address is a URL")
+    return {"url": f"{schemes[0]}://{host}:{port}"}
+
+
+def _shown(address: str) -> str:
+    """An address without the login that may be in it."""
+    scheme, mark, rest = address.rpartition("://")
+    return scheme + mark + rest.rpartition("@")[2]
 
 
 T = TypeVar("T")
@@ -80,14 +113,15 @@ async def main(settings: Settings, args: argparse.Namespace) -> int:
                 await asyncio.wait([sending], timeout=_PATIENCE)
                 if not sending.done():
                     print(
-                        f"no acknowledgement from {args.to} yet; still trying (Ctrl-C ends)", file=sys.stderr
+                        f"no acknowledgement from {_shown(args.to)} yet; still trying (Ctrl-C ends)",
+                        file=sys.stderr,
                     )
                 await sending
                 print(
                     f"{args.device} reported {kind} of {args.sensor}, and was acknowledged ({marker})",
                     flush=True,
                 )
-    except (ValueError, TypeError, SiteError, MissingSecret, rooms.RoomError) as error:
+    except (ValueError, SiteError, MissingSecret, rooms.RoomError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from services import cli, simulate
+from services import cli, rooms, simulate
 from shared.events import Kind
+from shared.secrets import Secrets
 from shared.settings import Settings
+from shared.site import load
 
 HOST = "127.0.0.1"
 SITE = """\
@@ -97,3 +100,68 @@ async def test_every_without_a_count_goes_on(settings: Settings, monkeypatch: py
         async with asyncio.timeout(0.5):
             await simulated(settings, *PANEL, "--to", f"{HOST}:1", "--every", "0.001")
     assert said.sent > 2
+
+
+# ── whereto ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def made(settings: Settings, device: str, address: str) -> Any:
+    site = load(settings.site or "", rooms.rooms(("webhook", "mqtt", "dc09")))
+    return simulate.speaker(device, site.devices[device], Secrets(settings.secrets_dir), address)
+
+
+@pytest.mark.parametrize("address", [f"{HOST}:8080", f"http://{HOST}:8080", f"http://{HOST}:8080/", ":8080"])
+def test_a_listener_is_named_with_or_without_its_scheme(address: str, settings: Settings) -> None:
+    said = made(settings, "gate", address)
+    assert (said._host, said._port, said._tls) == (HOST, 8080, None)
+
+
+@pytest.mark.parametrize("address", [f"{HOST}:1884", f"mqtt://{HOST}:1884", ":1884"])
+def test_a_broker_is_named_with_or_without_its_scheme(address: str, settings: Settings) -> None:
+    assert made(settings, "scripts", address)._endpoint.address() == (HOST, 1884, False)
+
+
+def test_an_address_in_brackets(settings: Settings) -> None:
+    assert made(settings, "panel", "[::1]:12000")._address == ("::1", 12000)
+    assert made(settings, "gate", "[::1]:8080")._host == "::1"
+
+
+@pytest.mark.parametrize(
+    ("said", "address", "told"),
+    [
+        (GATE, "gate", "--to gate: an address is HOST:PORT, http://… or mqtt://…"),
+        (PANEL, f"tcp://{HOST}:12000", f"--to tcp://{HOST}:12000: write it as {HOST}:12000"),
+        (
+            GATE,
+            f"http://{HOST}:8080/hooks/gate",
+            f"--to http://{HOST}:8080/hooks/gate: leave the path out; write it as http://{HOST}:8080",
+        ),
+        (GATE, f"ftp://{HOST}", f"--to ftp://{HOST}: write it as http://… or https://…"),
+        (
+            SCRIPTS,
+            f"mqtt://joe:s3cret@{HOST}/zigbee",
+            f"--to mqtt://{HOST}/zigbee: leave the path out; write it as mqtt://{HOST}",
+        ),
+        (SCRIPTS, f"http://{HOST}", f"--to http://{HOST}: write it as mqtt://… or mqtts://…"),
+    ],
+)
+async def test_an_address_of_another_form_is_refused(
+    said: tuple[str, ...],
+    address: str,
+    told: str,
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert await simulated(settings, *said, "--to", address) == 2
+    assert capsys.readouterr() == ("", told + "\n")
+
+
+async def test_a_mistake_in_the_program_is_not_taken_for_one_of_the_user(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(simulate, "speaker", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        await simulated(settings, *PANEL, "--to", f"{HOST}:1")

@@ -60,6 +60,8 @@ class Simulator:
     `send` may be called at once from several tasks.
     """
 
+    SCHEMES: ClassVar = ("mqtt", "mqtts")
+    """What `url` may begin with."""
     KINDS: ClassVar[frozenset[Kind]] = frozenset(Kind) - {
         Kind.DEVICE_OFFLINE,
         Kind.DEVICE_ONLINE,

@@ -220,6 +220,8 @@ _VENDORS: dict[str, tuple[_Make, dict[Kind, str]]] = {
 class Simulator:
     """The vendor's side of one device. `url` is the listener's, as http://127.0.0.1:8080."""
 
+    SCHEMES: ClassVar = ("http", "https")
+    """What `url` may begin with."""
     KINDS: ClassVar[frozenset[Kind]] = frozenset(kind for _, words in _VENDORS.values() for kind in words)
     """What the simulated vendors can report, all together."""
 
