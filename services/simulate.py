@@ -20,13 +20,21 @@ from shared.secrets import MissingSecret, Secrets
 from shared.settings import Settings
 from shared.site import Device, SiteError, did_you_mean, load
 
-_PATIENCE = 5.0
+_PATIENCE = 6.0
+"""A little longer than a panel waits for an answer, so that it knows that there was none."""
 
 
 class Speaker(Protocol):
     """What the rooms' simulators have in common."""
 
     async def send(self, sensor: str, kind: Kind, marker: str) -> None: ...
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """A simulator that knows why it has to go on trying."""
+
+    trouble: str | None
 
 
 @runtime_checkable
@@ -95,6 +103,23 @@ def _known(what: str, word: str, known: Mapping[str, T]) -> T:
     return known[word]
 
 
+async def _send(said: Speaker, args: argparse.Namespace, kind: Kind, marker: str) -> None:
+    """Report, and say why it takes long, each time the reason changes."""
+    sending = asyncio.ensure_future(said.send(args.sensor, kind, marker))
+    told = None
+    try:
+        while not (await asyncio.wait([sending], timeout=_PATIENCE))[0]:
+            trouble = said.trouble if isinstance(said, Waiting) else None
+            why = f": {trouble}" if trouble else ""
+            line = f"no acknowledgement from {_shown(args.to)} yet{why}; still trying (Ctrl-C ends)"
+            if line != told:
+                print(line, file=sys.stderr)
+                told = line
+        await sending
+    finally:
+        sending.cancel()
+
+
 async def main(settings: Settings, args: argparse.Namespace) -> int:
     """Returns the exit code."""
     try:
@@ -109,14 +134,7 @@ async def main(settings: Settings, args: argparse.Namespace) -> int:
                 if sent and args.every:
                     await asyncio.sleep(args.every)
                 marker = f"simulated-{int(time.time() * 1000):x}"
-                sending = asyncio.ensure_future(said.send(args.sensor, kind, marker))
-                await asyncio.wait([sending], timeout=_PATIENCE)
-                if not sending.done():
-                    print(
-                        f"no acknowledgement from {_shown(args.to)} yet; still trying (Ctrl-C ends)",
-                        file=sys.stderr,
-                    )
-                await sending
+                await _send(said, args, kind, marker)
                 print(
                     f"{args.device} reported {kind} of {args.sensor}, and was acknowledged ({marker})",
                     flush=True,

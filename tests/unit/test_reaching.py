@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from shared.reaching import unreached
+from shared.reaching import in_words, unreached
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,24 @@ def test_what_else_may_be_looked_at() -> None:
 def test_what_is_something_else() -> None:
     assert unreached(PermissionError(errno.EACCES, "no"), "fire.example:502") is None
     assert unreached(ConnectionResetError(), "fire.example:502") is None
+
+
+def test_one_reason_for_all_addresses_of_a_name() -> None:
+    refused = "[Errno 111] Connect call failed ('::1', 1), [Errno 111] Connect call failed ('127.0.0.1', 1)"
+    everywhere = OSError(f"Multiple exceptions: {refused}")
+    assert str(unreached(everywhere, "localhost:502")).startswith("nothing listens at localhost:502")
+    several = OSError(f"Multiple exceptions: {refused}, [Errno 13] Permission denied")
+    assert unreached(several, "localhost:502") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionRefusedError(), "nothing listens at fire.example:502: look at the address and port"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (ConnectionResetError("the gateway hung up"), "the gateway hung up"),
+        (ConnectionResetError(), "ConnectionResetError"),
+    ],
+)
+def test_there_are_words_for_every_error(error: OSError, said: str) -> None:
+    assert in_words(error, "fire.example:502") == said

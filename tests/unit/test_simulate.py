@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
+import socket
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services import cli, rooms, simulate
+from services.broker import free_port
 from shared.events import Kind
 from shared.secrets import Secrets
 from shared.settings import Settings
@@ -165,3 +171,123 @@ async def test_a_mistake_in_the_program_is_not_taken_for_one_of_the_user(
     monkeypatch.setattr(simulate, "speaker", broken)
     with pytest.raises(TypeError, match="a bug"):
         await simulated(settings, *PANEL, "--to", f"{HOST}:1")
+
+
+# ── while nobody answers ─────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.asynccontextmanager
+async def listener(*answers: bytes) -> AsyncIterator[int]:
+    """Says one of `answers` to each request, then the last of them."""
+    left = list(answers)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(left.pop(0) if len(left) > 1 else left[0])
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, HOST, 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def status(line: str) -> bytes:
+    return f"HTTP/1.1 {line}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+async def told(settings: Settings, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The first that it says about what it is waiting for."""
+    running = asyncio.create_task(simulated(settings, *words))
+    said = ""
+    async with asyncio.timeout(20):
+        while not said and not running.done():
+            await asyncio.sleep(0.02)
+            said = capsys.readouterr().err
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    return said
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate, "_PATIENCE", 0.3)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("401 Unauthorized", "401, wrong token or signature"),
+        ("404 Not Found", "404, no device has this path there"),
+        ("503 Service Unavailable", "503, its store is full, or it has not started yet"),
+        ("418 I'm a Teapot", "418, I'm a Teapot"),
+    ],
+)
+async def test_what_a_listener_answers(
+    answer: str, why: str, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with listener(status(answer)) as port:
+        said = await told(settings, capsys, *GATE, "--to", f"{HOST}:{port}")
+    assert said == f"no acknowledgement from {HOST}:{port} yet: {why}; still trying (Ctrl-C ends)\n"
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("said", [GATE, SCRIPTS, PANEL])
+async def test_that_nothing_listens(
+    said: tuple[str, ...], settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"{HOST}:{free_port()}"
+    words = await told(settings, capsys, *said, "--to", address)
+    assert words.startswith(f"no acknowledgement from {address} yet: nothing listens at {address}")
+    assert len(words.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("said", [GATE, SCRIPTS, PANEL])
+async def test_that_there_is_no_such_name(
+    said: tuple[str, ...],
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
+    words = await told(settings, capsys, *said, "--to", "gateway.example:1")
+    assert "the name gateway.example cannot be resolved" in words
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_it_says_when_the_reason_changes_and_no_more(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused, full = status("401 Unauthorized"), status("503 Service Unavailable")
+    async with listener(refused, refused, refused, refused, full, full, full, full, status("200 OK")) as port:
+        async with asyncio.timeout(30):
+            assert await simulated(settings, *GATE, "--to", f"{HOST}:{port}") == 0
+    reasons = [line.split(" yet: ")[1].split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert reasons == list(dict.fromkeys(reasons))
+    assert reasons[0] == "401"
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_the_login_of_a_broker_is_not_told(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = f"{HOST}:{free_port()}"
+    words = await told(settings, capsys, *SCRIPTS, "--to", f"mqtt://joe:s3cret@{place}")
+    assert words.startswith(f"no acknowledgement from mqtt://{place} yet: nothing listens at {place}")
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_that_a_receiver_says_nothing(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = importlib.import_module("services.adapters.dc09.simulator")
+    monkeypatch.setattr(room, "Simulator", partial(room.Simulator, patience=0.1))
+    async with listener(b"") as port:
+        words = await told(settings, capsys, *PANEL, "--to", f"{HOST}:{port}")
+    assert "yet: there is no answer: look at the account and key" in words

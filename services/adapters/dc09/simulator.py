@@ -9,7 +9,6 @@ connection, for as long as it takes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import secrets
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from services.adapters.dc09.codes import SIA, About, Meaning, contact_id, kind_o
 from services.adapters.dc09.config import Device, Sensor
 from shared.events import Kind, SensorType, utcnow
 from shared.model import SecretStr
+from shared.reaching import in_words
 from shared.site import SecretRef
 
 _CODES = (
@@ -31,6 +31,11 @@ _CODES = (
     *("DX", "TA", "TR", "XT", "XR", "BZ", "AT", "AR", "RP", "JA", "121", "147", "OP"),
 )
 """What it can send, the first that fits being taken. Digits are Contact ID, new events."""
+
+_REFUSALS = {
+    "NAK": "it does not take the time of the message (NAK)",
+    "DUH": "it has no use for the message (DUH): look at the gateway's log",
+}
 
 
 class ProtocolError(Exception):
@@ -69,6 +74,8 @@ class Simulator:
         self.device_id = device_id
         self.device = device
         self.clock_error = clock_error
+        self.trouble: str | None = None
+        """Why it has no acknowledgement yet."""
         self._address = (host, port)
         self._transport = transport
         self._patience = patience
@@ -143,13 +150,20 @@ class Simulator:
                 self._sequence = self._sequence % 9999 + 1
             pause, told = 0.05, False
             while True:
-                with contextlib.suppress(OSError, TimeoutError):
+                try:
                     answer = await self._exchange(token, sequence, content)
                     if answer == "ACK":
                         return
+                    self.trouble = _REFUSALS[answer]
                     if answer == "NAK" and not told:
                         told = True
                         continue  # its clock is right now: again at once
+                except OSError as error:
+                    self.trouble = in_words(error, "{}:{}".format(*self._address))
+                    if self._link is not None and isinstance(error, TimeoutError):
+                        self.trouble = (
+                            "there is no answer: look at the account and key, and at the gateway's log"
+                        )
                 self._hang_up()
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
                 pause = min(pause * 2, 2.0)

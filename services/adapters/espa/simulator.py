@@ -19,6 +19,7 @@ from services.adapters.espa.lines import Link, open_serial, open_tcp
 from shared import dialect
 from shared.events import Kind
 from shared.model import SecretStr
+from shared.reaching import in_words
 from shared.site import SecretRef
 
 _PAUSE, _LONGEST_PAUSE = 0.1, 2.0
@@ -60,6 +61,8 @@ class Simulator:
         if not self._samples:
             raise ValueError(f"profile {device.profile} has no samples for the simulator")
         self._host = host
+        self.trouble: str | None = None
+        """Why it has no acknowledgement yet."""
         self._url = url
         self._patience = patience
         self._turn = asyncio.Lock()
@@ -155,9 +158,11 @@ class Simulator:
                         await self._transact(link, block, station)
                     return
                 except _Refused:
+                    self.trouble = "the gateway answers, and does not take it: its store may be full"
                     with contextlib.suppress(OSError):
                         await link.write(bytes([EOT]))
-                except OSError:
+                except OSError as error:
+                    self.trouble = in_words(error, f"{self._host}:{self.port}")
                     self._hang_up()
                     self._broken = True
                 await asyncio.sleep(pause)

@@ -21,6 +21,7 @@ from services.adapters.mqtt.config import Device, Sensor
 from services.adapters.mqtt.source import ForeignEndpoint, Source, Source311
 from shared.events import Kind, SensorType, utcnow
 from shared.model import SecretStr
+from shared.reaching import in_words
 from shared.site import SecretRef
 
 _PAUSE = 0.1
@@ -80,6 +81,8 @@ class Simulator:
             raise ValueError(f"there is no simulator for the profile {device.profile}")
         self.device_id = device_id
         self.device = device
+        self.trouble: str | None = None
+        """Why it has no acknowledgement yet."""
         login = device.credentials
         password = secret(login.password).get_secret_value() if login.password is not None else None
         self._endpoint = ForeignEndpoint(url, username=login.username, password=password)
@@ -165,9 +168,18 @@ class Simulator:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if taken.done() and taken.result() == mqtt5.PubAckReasonCode.SUCCESS:
                 return
+            if taken.done():
+                answer = taken.result()
+                nobody = answer == mqtt5.PubAckReasonCode.NO_MATCHING_SUBSCRIBERS
+                self.trouble = (
+                    f"nobody has subscribed to {topic}: does adapter-mqtt run, at this broker?"
+                    if nobody
+                    else f"the broker does not take it: {answer.name.lower().replace('_', ' ')}"
+                )
             await asyncio.sleep(_PAUSE)
 
     async def _stay_connected(self) -> None:
+        host, port, _ = self._endpoint.address()
         username, password = self._endpoint.login()
         connect = mqtt5.ConnectPacket(
             f"{self.device_id}-{secrets.token_hex(4)}",
@@ -178,7 +190,7 @@ class Simulator:
         )
         while True:
             source = Source311() if self.device.version == "3.1.1" else Source()
-            with contextlib.suppress(OSError, TimeoutError):
+            try:
                 await source.join(self._endpoint, connect)
                 self._source = source
                 self._connected.set()
@@ -187,6 +199,8 @@ class Simulator:
                 finally:
                     self._connected.clear()
                     source.leave()
+            except OSError as error:
+                self.trouble = in_words(error, f"{host}:{port}")
             await asyncio.sleep(_PAUSE)
 
 

@@ -20,6 +20,7 @@ from services.adapters.pos.config import Device
 from services.adapters.pos.lines import open_serial
 from shared.events import Kind
 from shared.model import SecretStr
+from shared.reaching import in_words
 from shared.site import SecretRef
 
 _PAUSE = 0.1
@@ -58,6 +59,8 @@ class Simulator:
             raise ValueError(f"profile {device.profile} has no sample for the simulator")
         self._sample = device.spoken.sample
         self._host = host
+        self.trouble: str | None = None
+        """Why it has no acknowledgement yet."""
         self._url = url
         self._patience = patience
         self._numbers = count(SystemRandom().randrange(100_000, 900_000))
@@ -137,7 +140,7 @@ class Simulator:
     async def _over_tcp(self, receipt: bytes) -> None:
         pause = _PAUSE
         while True:
-            with contextlib.suppress(OSError):
+            try:
                 async with self._call() as (reader, writer), asyncio.timeout(self._patience):
                     writer.write(receipt)
                     writer.write_eof()
@@ -145,6 +148,8 @@ class Simulator:
                     if answer:
                         raise ProtocolError("a printer does not answer")
                     return
+            except OSError as error:
+                self.trouble = in_words(error, f"{self._host}:{self.port}")
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 

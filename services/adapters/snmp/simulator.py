@@ -94,6 +94,8 @@ class Simulator:
         never answered and may get lost."""
         self.device_id = device_id
         self.device = device
+        self.trouble: str | None = None
+        """Why it has no acknowledgement yet."""
         self._where = (host, port)
         self._patience = patience
         self._credentials = credentials_of(device, secret)
@@ -272,6 +274,7 @@ class Simulator:
                         answer = await self._agent.request(pdu)
                     break
                 except NoAnswer:
+                    self.trouble = f"{':'.join(map(str, self._where))} does not answer"
                     self._agent.engine = None  # the gateway may have got another
                 except Trouble as error:
                     raise ProtocolError(str(error)) from None

@@ -30,6 +30,7 @@ from services.adapters.syslog.wire import Form, Framing, Message
 from shared.adapter import Report
 from shared.events import Kind, utcnow
 from shared.model import SecretStr
+from shared.reaching import in_words
 from shared.site import SecretRef
 
 _UNSENT = 0x5411
@@ -76,6 +77,8 @@ class Simulator:
                 raise ValueError(f"{url}: write udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT")
             self._transport = parts.scheme  # type: ignore[assignment]  # one of the three
             host, port = parts.hostname, parts.port
+        self.trouble: str | None = None
+        """Why it has no acknowledgement yet."""
         self._address = (host, port)
         self._framing = framing
         self._tls = (tls or ssl.create_default_context()) if self._transport == "tls" else None
@@ -128,7 +131,8 @@ class Simulator:
                     return
                 except ssl.SSLCertVerificationError as error:
                     raise ProtocolError(f"the receiver's certificate: {error.verify_message}") from None
-                except OSError:
+                except OSError as error:
+                    self.trouble = in_words(error, "{}:{}".format(*self._address))
                     await self._hang_up()
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
                 pause = min(pause * 2, 2.0)

@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from http.client import responses
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, cast
 from urllib.parse import quote, urlsplit
@@ -24,11 +25,18 @@ from services.adapters.webhook.authenticity import proof
 from services.adapters.webhook.config import Basic, Bearer, Device, Hmac, Sensor, Token
 from shared.events import Kind
 from shared.model import SecretStr
+from shared.reaching import in_words
 from shared.site import SecretRef
 
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 _PATIENCE = 10.0
 """Seconds to wait for an answer before the request counts as failed, as clouds do."""
+_WORDS = responses | {
+    401: "wrong token or signature",
+    404: "no device has this path there",
+    429: "too many wrong requests, or too many at once",
+    503: "its store is full, or it has not started yet",
+}
 
 
 class _Sent(NamedTuple):
@@ -241,6 +249,8 @@ class Simulator:
         self._make, self._words = _VENDORS[device.profile]
         self.kinds = frozenset(self._words)
         """What this device can report."""
+        self.trouble: str | None = None
+        """Why it has no acknowledgement yet."""
         self._device = device
         # Of a secret with several lines the vendor has the first.
         self._credentials = {
@@ -271,7 +281,9 @@ class Simulator:
             raise ValueError(f"{self._device.profile} cannot report {kind}")
         request = self.request(sensor, kind, marker)
         attempt = 0
-        while not 200 <= await self._post(request) < 300:
+        while not 200 <= (status := await self._post(request)) < 300:
+            if status:
+                self.trouble = f"{status}, {_WORDS.get(status, 'which says nothing')}"
             await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
             attempt += 1
 
@@ -318,7 +330,8 @@ class Simulator:
                 )
                 wire = made
             status = await asyncio.wait_for(wire.exchange(request), _PATIENCE)
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError) as error:
+            self.trouble = in_words(error, f"{self._host}:{self._port}")
             if wire is not None:
                 wire.close()
             return 0
