@@ -229,7 +229,7 @@ def _name(part: Path, target: Path) -> None:
 
 def _tell_backup(target: Path | None, manifest: Manifest, settings: Settings) -> None:
     for file in manifest.files:
-        _say(f"{file.name:<44} {_amount(file.bytes):>9}  {_in_words(file)}".rstrip())
+        _say(_entry(file))
     if any(file.name.startswith("secrets/") for file in manifest.files):
         _say(
             "\n!!! THE SECRETS ARE IN THIS ARCHIVE, IN CLEAR: tokens, keys, passwords. Whoever has the file\n"
@@ -241,6 +241,10 @@ def _tell_backup(target: Path | None, manifest: Manifest, settings: Settings) ->
     if named:
         _say(f"the site file names files that are not in it: {', '.join(named)}")
     _say(f"{target or 'standard output'}: {_amount(target.stat().st_size) if target else 'written'}")
+
+
+def _entry(file: File) -> str:
+    return f"{file.name:<44} {_amount(file.bytes):>9}  {_in_words(file)}".rstrip()
 
 
 def _in_words(file: File) -> str:
@@ -321,18 +325,16 @@ class Restore:
 
     def run(self, opened: ExitStack) -> None:
         """Raises `Refused`, `BadArchive` or OSError, and has then changed nothing; or `Partly`."""
-        wanted = {file.name: self._place(file) for file in self._manifest.files if self._wanted(file)}
-        self._same_site()
-        self._nothing_in_the_way(wanted)
-        _say(
-            f"backup of {self._manifest.site or 'an unnamed site'}, "
-            f"{self._manifest.made:%Y-%m-%d %H:%M:%S} UTC, by Tocsin {self._manifest.tocsin}"
-        )
         if self._args.dry_run:
-            self._archive.unpack(lambda file: None)
-            self._tell(wanted)
-            _say("nothing was changed: this was a dry run")
+            self._try()
             return
+        wanted = self._places()
+        if (there := self._in_the_way(wanted)) and not self._args.overwrite:
+            raise Refused(
+                f"there is already {', '.join(there)}. With --overwrite these are moved aside and kept as "
+                "NAME.before-…; --without-site leaves the site file as it is"
+            )
+        self._tell_origin()
         opened.callback(self._clear)
         self._take_locks(opened, wanted)
         self._room(wanted)
@@ -346,6 +348,41 @@ class Restore:
             raise Partly(str(error)) from error
         self._tell(wanted)
         _say("restored. Start the services")
+
+    def _try(self) -> None:
+        """Say what is in it, and whether it is whole, then what a restore would meet."""
+        self._tell_origin()
+        self._archive.unpack(lambda file: None)
+        for file in self._manifest.files:
+            _say(_entry(file))
+        _say("it is whole: each file is what its check sum says")
+        try:
+            wanted = self._places()
+        except Refused as error:
+            raise Refused(f"a restore would be refused: {error}") from None
+        there = self._in_the_way(wanted)
+        self._tell_left_alone(wanted)
+        if there and self._args.overwrite:
+            for path in there:
+                _say(f"{path} would be kept as {path}.before-…")
+        elif there:
+            _say(
+                f"there is already {', '.join(there)}: a restore would need --overwrite, and keep these as "
+                "NAME.before-…"
+            )
+        _say("nothing was changed: this was a dry run")
+
+    def _tell_origin(self) -> None:
+        _say(
+            f"backup of {self._manifest.site or 'an unnamed site'}, "
+            f"{self._manifest.made:%Y-%m-%d %H:%M:%S} UTC, by Tocsin {self._manifest.tocsin}"
+        )
+
+    def _places(self) -> dict[str, Path]:
+        """Where each file goes that is wanted. Raises `Refused`."""
+        wanted = {file.name: self._place(file) for file in self._manifest.files if self._wanted(file)}
+        self._same_site()
+        return wanted
 
     def _wanted(self, file: File) -> bool:
         if file.name == archive.SITE:
@@ -384,7 +421,8 @@ class Restore:
                 "what its stores hold would never be taken. Put that site's file there first"
             )
 
-    def _nothing_in_the_way(self, wanted: dict[str, Path]) -> None:
+    def _in_the_way(self, wanted: dict[str, Path]) -> list[str]:
+        """What would be moved aside. Takes out of `wanted` what is the same already."""
         sizes = {file.name: file for file in self._manifest.files}
         there = []
         for name, path in list(wanted.items()):
@@ -395,11 +433,7 @@ class Restore:
                     continue
             if path.exists() or path.is_symlink():
                 there.append(str(path))
-        if there and not self._args.overwrite:
-            raise Refused(
-                f"there is already {', '.join(there)}. With --overwrite these are moved aside and kept as "
-                "NAME.before-…; --without-site leaves the site file as it is"
-            )
+        return there
 
     def _take_locks(self, opened: ExitStack, wanted: dict[str, Path]) -> None:
         for folder in dict.fromkeys(
@@ -464,16 +498,21 @@ class Restore:
             _sync(place.parent)
         self._staged.clear()
 
-    def _tell(self, wanted: dict[str, Path]) -> None:
+    def _tell_left_alone(self, wanted: dict[str, Path]) -> None:
         for file in self._manifest.files:
-            if file.name not in wanted:
-                if file.name == archive.SITE and not self._args.without_site:
-                    _say(f"{self._site} is the same already")
-                elif file.name.startswith("secrets/") and not self._args.secrets:
-                    _say(f"{file.name}: left alone (--secrets)")
+            if file.name in wanted:
                 continue
-            holds = f", {_in_words(file)}" if file.holds else ""
-            _say(f"{wanted[file.name]}: {_amount(file.bytes)}{holds}")
+            if file.name == archive.SITE and not self._args.without_site:
+                _say(f"{self._site} is the same already")
+            elif file.name.startswith("secrets/") and not self._args.secrets:
+                _say(f"{file.name} is left alone without --secrets")
+
+    def _tell(self, wanted: dict[str, Path]) -> None:
+        self._tell_left_alone(wanted)
+        for file in self._manifest.files:
+            if file.name in wanted:
+                holds = f", {_in_words(file)}" if file.holds else ""
+                _say(f"{wanted[file.name]}: {_amount(file.bytes)}{holds}")
         if any(name.startswith("stores/") for name in wanted):
             _say(_OLD_NEWS)
 

@@ -588,6 +588,45 @@ def test_a_dry_run_changes_nothing_and_checks_everything(
     assert there.run("restore", str(saved), "--dry-run") == 2
 
 
+def test_a_dry_run_where_it_was_made_says_what_is_in_it_and_what_is_in_the_way(
+    saved: Path, here: Gateway, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = here.tree()
+    capfd.readouterr()
+    assert here.run("restore", str(saved), "--dry-run") == 0
+    said = capfd.readouterr().err
+    store = here.state / NAME / "outbox.db"
+    told = (
+        "backup of hq, ",
+        f"stores/{NAME}/outbox.db",
+        "events 2, of life safety 0",
+        "site/site.yaml",
+        "secrets/camio",
+        "it is whole",
+        f"{here.site} is the same already",
+        "secrets/camio is left alone without --secrets",
+        f"there is already {store}: a restore would need --overwrite",
+        "nothing was changed: this was a dry run",
+    )
+    at = [said.find(part) for part in told]
+    assert at == sorted(at), said
+    assert -1 not in at, said
+    assert here.run("restore", str(saved), "--dry-run", "--overwrite") == 0
+    assert f"{store} would be kept as {store}.before-" in capfd.readouterr().err
+    assert here.tree() == before
+
+
+async def test_a_dry_run_says_what_is_in_it_before_it_says_what_would_be_refused(
+    saved: Path, there: Gateway, capfd: pytest.CaptureFixture[str]
+) -> None:
+    there.site.write_text("site: elsewhere\n")
+    capfd.readouterr()
+    assert there.run("restore", str(saved), "--dry-run", "--without-site") == 1
+    said = capfd.readouterr().err
+    refused = "a restore would be refused: the backup is of the site hq"
+    assert 0 <= said.find("it is whole") < said.find(refused)
+
+
 async def test_a_newer_store_is_refused(
     here: Gateway, there: Gateway, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
