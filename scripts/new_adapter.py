@@ -1,6 +1,6 @@
-"""Makes a room for a new protocol: `make adapter NAME=osdp`.
+"""Makes a room for a new protocol: `make adapter NAME=acme`.
 
-It lays out services/adapters/osdp and tests/adapters/osdp from scripts/templates, and enters the
+It lays out services/adapters/acme and tests/adapters/acme from scripts/templates, and enters the
 adapter where it must be listed: an extra in pyproject.toml, a service in compose.yaml, objects in
 k8s, an image in docker-bake.hcl, a target in observability/prometheus.yml. The room runs at once, but
 for its codec: its tests say what there is to fill in.
@@ -35,7 +35,7 @@ def make(name: str, root: Path = ROOT) -> list[Path]:
     """Makes the room and returns the files written. Raises `Refused`, and then nothing was written."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise Refused(
-            f"a room's name is small letters, digits and single dashes, not {name!r}: make adapter NAME=osdp"
+            f"a room's name is small letters, digits and single dashes, not {name!r}: make adapter NAME=acme"
         )
     module = name.replace("-", "_")
     room, tests = root / "services" / "adapters" / module, root / "tests" / "adapters" / module
@@ -125,7 +125,7 @@ def _fill(text: str, words: dict[str, str]) -> str:
 def main(arguments: list[str]) -> int:
     try:
         if len(arguments) != 1 or not arguments[0]:
-            raise Refused("say its name: make adapter NAME=osdp")
+            raise Refused("say its name: make adapter NAME=acme")
         written = make(arguments[0])
     except Refused as error:
         print(error, file=sys.stderr)

@@ -69,6 +69,22 @@ def _say(text: str = "") -> None:
     print(text, file=sys.stderr)
 
 
+def _why(error: Exception) -> str:
+    """What went wrong, without the system's numbers."""
+    match error:
+        case OSError(filename=None) if error.strerror:
+            return error.strerror.lower()
+        case FileExistsError() | NotADirectoryError():
+            return f"{error.filename} is a file where a folder should be"
+        case FileNotFoundError():
+            return f"there is no {error.filename}"
+        case IsADirectoryError():
+            return f"{error.filename} is a folder"
+        case OSError() if error.strerror:
+            return f"{error.filename}: {error.strerror.lower()}"
+    return str(error)
+
+
 # ── backup ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -90,7 +106,7 @@ def backup(settings: Settings, args: argparse.Namespace) -> int:
             else:
                 _write(target, manifest, staged)
     except (Refused, OSError, sqlite3.Error) as error:
-        _say(f"no backup was made: {error}")
+        _say(f"no backup was made: {_why(error)}")
         return 1
     _tell_backup(target, manifest, settings)
     return 0
@@ -104,14 +120,28 @@ def _target(to: str, settings: Settings) -> Path | None:
         return None
     path = Path(to)
     if path.is_dir() or to.endswith("/"):
-        path.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
         site = _site_id(Path(settings.site or "")) or "site"
         path /= f"tocsin-{site}-{archive.stamp(utcnow())}.tar.gz"
     if path.exists():
         raise Refused(f"{path} is there already; name another file, or a folder")
+    if not path.suffix and path.parent.is_dir():
+        # A folder that is not there yet, rather than a file whose name says nothing of what it is.
+        raise Refused(
+            f"there is no folder {path}; end the name with / to have it made, or with .tar.gz for a file of "
+            "this name"
+        )
     if not path.parent.is_dir():
         raise Refused(f"there is no folder {path.parent}; make it, or end the name with / to have it made")
     return path
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it. Where one of them is a file, the error names that one."""
+    if not path.is_dir():
+        if path.parent != path:
+            _make_folder(path.parent)
+        path.mkdir(exist_ok=True)
 
 
 def _beside(settings: Settings) -> str | None:
@@ -306,7 +336,7 @@ def restore(settings: Settings, args: argparse.Namespace) -> int:
         _say(f"only a part was restored: {error}. Do it again, before anything starts")
         return 1
     except (Refused, OSError, sqlite3.Error) as error:
-        _say(f"nothing was restored: {error}")
+        _say(f"nothing was restored: {_why(error)}")
         return 1
     return 0
 
@@ -345,7 +375,7 @@ class Restore:
         try:
             self._put(wanted)
         except OSError as error:
-            raise Partly(str(error)) from error
+            raise Partly(_why(error)) from error
         self._tell(wanted)
         _say("restored. Start the services")
 

@@ -269,7 +269,7 @@ def _backup_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser
     restore.add_argument("--dry-run", action="store_true", help="check the archive, say what is in it")
     for each in (backup, restore):
         each.add_argument("--secrets", action="store_true", help="the secrets too, which are in it in clear")
-        each.add_argument("--without-site", action="store_true", help="but for the site file")
+        each.add_argument("--without-site", action="store_true", help="leave the site file out")
         _settings(each, _OF_FILES)
 
 

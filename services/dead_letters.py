@@ -195,13 +195,19 @@ def _copies(settings: Settings, target: str) -> list[str]:
 def _tell_replay(
     console: Console, target: str, asked: Collection[tuple[int, int]] | None, replayed: int
 ) -> int:
-    missing = 0 if asked is None else len(set(asked)) - replayed
-    console.line(f"{_letters(replayed)} on the way to {target} again")
+    named = sorted(set(asked or ()))
+    missing = len(named) - replayed if asked is not None else 0
+    if replayed or not missing:
+        console.line(f"{_letters(replayed)} on the way to {target} again")
     if missing:
-        numbers = (
-            "is no dead letter of this number" if missing == 1 else "are no dead letters of these numbers"
-        )
-        print(f"{missing} of them: there {numbers}; see `tocsin dead-letters list`", file=sys.stderr)
+        numbers = ", ".join(_number(copy, seq) for copy, seq in named)
+        if len(named) == 1:
+            said = f"no dead letter has the number {numbers}"
+        elif missing == len(named):
+            said = f"no dead letter has one of the numbers {numbers}"
+        else:
+            said = f"{missing} of the numbers {numbers} {'is' if missing == 1 else 'are'} no dead letter's"
+        print(f"{said}; see `tocsin dead-letters list`", file=sys.stderr)
     return 1 if missing else 0
 
 
@@ -213,10 +219,15 @@ def _tell_letters(console: Console, target: str, letters: list[dict[str, Any]]) 
         happened = datetime.fromisoformat(letter["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         place = f"{letter['sensor']} → {letter['lane']}"
         tried = "tried once" if letter["attempts"] == 1 else f"tried {letter['attempts']} times"
-        number = f"{letter['copy']}:{letter['seq']}" if letter["copy"] else str(letter["seq"])
+        number = _number(letter["copy"], letter["seq"])
         console.line(f"{number:>6}  {happened}  {letter['kind']:<27} {place}")
         console.line(f"{'':8}{letter['reason']} ({tried}; event {letter['event']})")
     console.line(f"{_letters(len(letters))}. Once the cause is put right: tocsin dead-letters replay --all")
+
+
+def _number(copy: int, seq: int) -> str:
+    """As `letter` reads it."""
+    return f"{copy}:{seq}" if copy else str(seq)
 
 
 def _letters(count: int) -> str:

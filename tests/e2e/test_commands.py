@@ -177,16 +177,20 @@ async def three(house: House) -> list[str]:
 
 
 async def test_dead_letters_says_what_is_wrong(house: House) -> None:
-    nothing, missing, unknown, no_site, no_login = await asyncio.gather(
+    nothing, missing, several, unknown, no_site, no_login = await asyncio.gather(
         house.tocsin("dead-letters", "replay"),
         house.tocsin("dead-letters", "replay", "4711"),
+        house.tocsin("dead-letters", "replay", "4711", "4712"),
         house.tocsin("dead-letters", "list", "--target", "camioo"),
         house.tocsin("dead-letters", "list", TOCSIN_SITE="/nowhere/site.yaml"),
         house.tocsin("dead-letters", "list", TOCSIN_MQTT_PASSWORD="wrong"),
     )
     assert (nothing.code, nothing.err) == (2, "name the numbers to replay, or --all\n")
-    assert missing.code == 1
-    assert "there is no dead letter of this number" in missing.err
+    see = "; see `tocsin dead-letters list`\n"
+    assert (missing.code, missing.out) == (1, "")
+    assert missing.err == f"no dead letter has the number 4711{see}"
+    assert (several.code, several.out) == (1, "")
+    assert several.err == f"no dead letter has one of the numbers 4711, 4712{see}"
     assert (unknown.code, unknown.err) == (1, "the site file has no target camioo; it has: vms, camio\n")
     assert no_site.code == 1
     assert "name it with --site" in no_site.err
