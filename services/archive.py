@@ -165,7 +165,7 @@ def _manifest(said: bytes) -> Manifest:
                 f"its format is {found}, this Tocsin reads {FORMAT}: use the Tocsin that made it"
             )
         manifest = msgspec.json.decode(said, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadArchive(f"its manifest can't be read: {error}") from None
     names = [file.name for file in manifest.files]
     for name in names:

@@ -756,6 +756,7 @@ HARM: dict[str, Callable[[], list[Member]]] = {
     "no manifest": lambda: [plain(SITE_NAME)],
     "manifest last": lambda: [plain(SITE_NAME), manifest(SITE_NAME)],
     "no JSON": lambda: [plain("manifest.json", b"{")],
+    "no UTF-8": lambda: [plain("manifest.json", b'{"a\xc8(": 1}')],
     "a list": lambda: [plain("manifest.json", b"[]")],
     "another format": lambda: [manifest(SITE_NAME, format=2), plain(SITE_NAME)],
     "less than nothing": lambda: [
