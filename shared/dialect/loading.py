@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -62,7 +63,7 @@ def compile_text(text: str, file: str, model: type[P], name: str = "") -> Dialec
         return Dialect(model.model_validate(data), name or Path(file).stem)
     except ValidationError as error:
         places = yamltext.locate(text)
-        raise ProfileError(file, [_mistake(found, places, model) for found in error.errors()]) from None
+        raise ProfileError(file, _mistakes(error, places, model)) from None
 
 
 def _line(where: Sequence[str | int], place: yamltext.Place) -> int:
@@ -75,6 +76,32 @@ def _line(where: Sequence[str | int], place: yamltext.Place) -> int:
         place = place.children[part]
         line = line if isinstance(part, str) else place.line
     return line
+
+
+def _mistakes(error: ValidationError, places: yamltext.Place, model: type[Model]) -> list[Mistake]:
+    """What stands there wrongly, then what is missing: the first is told where there is room for one. A key
+    that is missing because it is misspelt is one mistake."""
+    told = [_mistake(found, places, model) for found in error.errors() if found["type"] != "missing"]
+    misspelt = {(one.where.rpartition(".")[0], one.remedy) for one in told}
+    for found in error.errors():
+        if found["type"] == "missing":
+            one = _mistake(found, places, model)
+            inside, _, key = one.where.rpartition(".")
+            if (inside, f'did you mean "{key}"?') not in misspelt:
+                told.append(one)
+    return told
+
+
+_NOT_OF_TYPE = {
+    "string_type": ("this is not text", "put it in quotes"),
+    "bool_type": ("this is neither true nor false", "write true or false"),
+    "bool_parsing": ("this is neither true nor false", "write true or false"),
+    "dict_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
+    "model_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
+    "model_attributes_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
+    "list_type": ("this is not a list", "write it as [one, two], or with a dash before each"),
+    "tuple_type": ("this is not a list", "write it as [one, two], or with a dash before each"),
+}
 
 
 def _mistake(found: Any, places: yamltext.Place, model: type[Model]) -> Mistake:
@@ -99,6 +126,17 @@ def _mistake(found: Any, places: yamltext.Place, model: type[Model]) -> Mistake:
         return Mistake(
             line, _where(where), "there is no such key", did_you_mean(str(where[-1]), known, "take it out")
         )
+    if found["type"] == "missing":
+        field = model.model_fields.get(str(where[-1])) if len(where) == 1 else None
+        about = ((field.description if field else None) or "").partition(". ")[0].rstrip(".")
+        remedy = f"add it ({about[:1].lower()}{about[1:]})" if about else "add it"
+        return Mistake(line, _where(where), f'"{where[-1]}" is missing', remedy)
+    if found["type"] in ("enum", "literal_error"):
+        words = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        remedy = did_you_mean(str(found["input"]), words, f"use one of: {', '.join(words)}")
+        return Mistake(line, _where(where), "this is none of the words for it", remedy)
+    if found["type"] in _NOT_OF_TYPE:
+        return Mistake(line, _where(where), *_NOT_OF_TYPE[found["type"]])
     return Mistake(line, _where(where), found["msg"], "")
 
 

@@ -759,7 +759,6 @@ def test_details_are_bounded() -> None:
         ("- a", 1, "the file", "no mapping"),
         ("about: x\nabout: y\nrules: []", 2, "the file", "second time"),
         ("about: x\nrules: []", 1, "the file", "no rules"),
-        ("about: x", 1, "rules", "Field required"),
         ("about: x\nrulez: []\nrules: [{kind: sensor.event}]", 2, "rulez", 'did you mean "rules"'),
         ("about: x\nrules:\n  - kind: acces.forced", 3, "rules[0].kind", 'did you mean "access.forced_open"'),
         ("about: x\nrules:\n  - {}\n  - kind: {of: a, table: {x: water.leek}}", 4, "rules[1].kind.table.x", 'did you mean "water.leak"'),
@@ -774,6 +773,9 @@ def test_details_are_bounded() -> None:
         ("about: x\nrules:\n  - kind: sensor.event\n    sensor: {dor: a}\nsensors: {door: {about: x}}", 1, "the file", 'did you mean "door"'),
         ("about: x\nrules:\n  - {kind: sensor.event, level: {value: a, kinds: {x: active}}}", 3, "rules[0]", "a rule has one of kind and level"),
         ("about: x\nrules:\n  - level: {value: a, kinds: {x: activ}}", 3, "rules[0].level.kinds.x", 'did you mean "active"'),
+        ("about: x\nrule: [{kind: sensor.event}]", 2, "rule", 'did you mean "rules"'),
+        ("about: x", 1, "rules", '"rules" is missing; add it (the rules, in order)'),
+        ("about: x\nrules:\n  - level: {value: a}", 3, "rules[0].level.kinds", '"kinds" is missing; add it'),
         ("about: x\nredact: ['**.a.b']\nrules: [{kind: sensor.event}]", 1, "the file", "name anywhere"),
     ],
 )  # fmt: skip

@@ -66,6 +66,6 @@ def test_case(path: Path) -> None:
 @pytest.mark.parametrize("name", dialect.names("services.adapters.mqtt"))
 def test_each_profile_has_a_case(name: str) -> None:
     assert any(golden.load(path)["profile"] == name for path in CASES), (
-        f"the profile {name} has no golden case: write tests/adapters/mqtt/golden/{name}.yaml, with a message "
-        "from the vendor's own documents and what it must become (tests/golden.py)"
+        f"the profile {name} has no golden case: write tests/adapters/mqtt/golden/{name}.yaml, with a "
+        "message from the vendor's own documents and what it must become (tests/golden.py)"
     )
