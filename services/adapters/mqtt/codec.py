@@ -8,18 +8,26 @@ site file itself, sensor by sensor, as a `Reading`, for the profile `generic`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 from zoneinfo import ZoneInfo
 
 from shared import dialect
 from shared.dialect import Expr, Format, Memory, Message, Point, Reader, Result, Time, Value
 from shared.events import Kind
-from shared.model import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
-from shared.site import Model, mistake
+from shared.model import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from shared.site import Model, did_you_mean, mistake
 
 _LONGEST_TOPIC = 65_535
 """Bytes (MQTT 5, clause 1.5.4)."""
@@ -27,6 +35,9 @@ _LONGEST_TOPIC = 65_535
 # ── Patterns of topics ───────────────────────────────────────────────────────────────────────────
 
 _PART = re.compile(r"\{([a-z_]+)(\+?)\}")
+_USE = re.compile(r'\$topic\."?([^\s|".\[\]]+)')
+_ALWAYS = ("is", "name")
+"""Parts that every topic has."""
 
 
 def _checked_pattern(pattern: str) -> str:
@@ -156,7 +167,7 @@ class Profile(dialect.Profile):
 
     @model_validator(mode="after")
     def _names(self) -> Profile:
-        taken = {"is", "name"}
+        taken = set(_ALWAYS)
         for topic in self.topics.values():
             names = [name for name, _ in _PART.findall(topic.pattern)]
             if len(set(names)) < len(names) or taken & set(names):
@@ -164,6 +175,43 @@ class Profile(dialect.Profile):
                     f'"{topic.pattern[:80]}" uses a name twice, or one of is, name', "choose another name"
                 )
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _parts(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        made = handler(data)
+        parts = [name for topic in made.topics.values() for name, _ in _PART.findall(topic.pattern)]
+        known = sorted({*_ALWAYS, *parts})
+        wrong = [
+            (
+                where,
+                mistake(
+                    f'no topic has a part "{part[:40]}"',
+                    did_you_mean(part, known, f"there are: {', '.join(known)}"),
+                ),
+            )
+            for where, part in _uses(data, ())
+            if part not in known
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(
+                cls.__name__, [{"type": error, "loc": where, "input": None} for where, error in wrong]
+            )
+        return made
+
+
+def _uses(said: Any, where: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The parts of topics that a profile's expressions use, and where."""
+    if isinstance(said, str):
+        if found := _USE.match(said):
+            yield where, found[1]
+    elif isinstance(said, dict):
+        for key, value in said.items():
+            yield from _uses(key, (*where, key))
+            yield from _uses(value, (*where, key))
+    elif isinstance(said, list | tuple):
+        for place, value in enumerate(said):
+            yield from _uses(value, (*where, place))
 
 
 @cache

@@ -75,6 +75,65 @@ def test_patterns_that_are_none(topic: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "about: x\nrules: [{kind: sensor.event}]\n",
+            'x.yaml:1: topics: "topics" is missing; add it (the topics to follow, by a name of one\'s own)',
+        ),
+        (
+            "about: x\ntopic: {a: '{b}'}\nrules: [{kind: sensor.event}]\n",
+            'x.yaml:2: topic: there is no such key; did you mean "topics"?',
+        ),
+        (
+            "about: x\ntopics: a/b\nrules: [{kind: sensor.event}]\n",
+            "x.yaml:2: topics: this is not a mapping of keys; write `key: value` pairs under it",
+        ),
+        (
+            "about: x\ntopics: {a: '{b}'}\nrules: {kind: sensor.event}\n",
+            "x.yaml:3: rules: this is not a list; write it as [one, two], or with a dash before each",
+        ),
+        (
+            "about: x\ntopics: {a: '{b}'}\nbody: jsn\nrules: [{kind: sensor.event}]\n",
+            'x.yaml:3: body: this is none of the words for it; did you mean "json"?',
+        ),
+        (
+            "about: 5\ntopics: {a: '{b}'}\nrules: [{kind: sensor.event}]\n",
+            "x.yaml:1: about: this is not text; put it in quotes",
+        ),
+        (
+            "about: x\ntopics: {a: '{serial}/state'}\nsensors: {serial: {about: x}}\n"
+            "sensor: {serial: $topic.seriel}\nrules: [{kind: sensor.event}]\n",
+            'x.yaml:4: sensor.serial: no topic has a part "seriel"; did you mean "serial"?',
+        ),
+        (
+            "about: x\ntopics: {a: '{serial}/state'}\nrules:\n  - when: {$topic.is: a}\n    rules:\n"
+            "      - when: {$topic.prt: x}\n        kind: {of: $topic.serial | lower}\n",
+            'x.yaml:6: rules[0].rules[0].when.$topic.prt: no topic has a part "prt"; '
+            "there are: is, name, serial",
+        ),
+        (
+            "about: x\ntopics: {a: '{serial}/state'}\nrules:\n  - kind: sensor.event\n"
+            "    native: {code: {first: [a, '$topic.b | lower']}}\n",
+            'x.yaml:5: rules[0].native.code.first[1]: no topic has a part "b"; there are: is, name, serial',
+        ),
+    ],
+)
+def test_mistakes_of_a_profile_are_told_in_plain_words(text: str, told: str) -> None:
+    with pytest.raises(ProfileError) as error:
+        compile_text(text, "x.yaml", codec.Profile)
+    assert str(error.value) == told
+
+
+def test_an_option_in_a_topic_is_a_part_of_it() -> None:
+    text = (
+        "about: x\noptions: {base: {about: x, default: a}}\ntopics: {a: '{base}/{rest+}'}\n"
+        "rules: [{kind: sensor.event, details: [$topic.base, $topic.rest, $topic.is, =$topic.x]}]\n"
+    )
+    compile_text(text, "x.yaml", codec.Profile)
+
+
+@pytest.mark.parametrize(
     "reading",
     [
         {"topic": "a/#/b"},
