@@ -76,7 +76,10 @@ def test_it_is_a_room_like_the_others(made: Path) -> None:
     walks = [f"tests/house/test_{each}.py" for each in ("rooms", "deployment", "k8s", "images")]
     walks.append("tests/observability/test_rules.py")
     done = run(made, "pytest", "-q", "-k", "foo-bar or kept or every_service or entry or bake", *walks)
-    assert done.returncode == 0, done.stdout
+    failed = re.findall(r"(?m)^FAILED (\S+)", done.stdout)
+    assert failed == [f"{walks[0]}::test_nothing_is_left_to_fill_in[adapter-foo-bar]"], done.stdout
+    for place in ("services/adapters/foo_bar/README.md:3", "tests/adapters/foo_bar/golden/first.yaml:2"):
+        assert place in done.stdout
     assert (
         "  - adapter-espa\n          - adapter-foo-bar\n"
         in (made / "observability" / "prometheus.yml").read_text()
