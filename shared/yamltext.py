@@ -104,6 +104,9 @@ def _read(text: str, *, places: bool) -> tuple[Any, Place | None]:
         return _build(_Parser(text), places)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if "could not find expected ':'" in (error.problem or ""):
+            # It is missed only at the next token; the context is the key itself.
+            mark = error.context_mark or mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise YamlError(line, column, *_in_plain_words(error)) from None
     except yaml.reader.ReaderError as error:
@@ -139,7 +142,7 @@ def _in_plain_words(error: yaml.MarkedYAMLError) -> tuple[str, str]:
             "close the quotes; inside '…' a \\ means itself",
         )
     if "could not find expected ':'" in said:
-        return "a key without a colon", "write `key: value`"
+        return "this is a key without a value", "write `key: value`, with a blank after the colon"
     if "undefined alias" in said or "alias" in said or "anchor" in said:
         return "this is not a usable anchor (&name) or alias (*name)", "quote text that begins with & or *"
     if "nesting" in said.lower() or "nested" in said:

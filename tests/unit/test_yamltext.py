@@ -57,6 +57,8 @@ def test_aliases_and_merges() -> None:
         ("a: 1\nb: 2\na: 3", 3, 1, "second time"),
         ("a: {x: 1, x: 2}", 1, 11, "second time"),
         ("a: b: c", 1, 5, "second colon"),
+        ("a:\n  b: 1\n  c:d\n\n# more\n  e: 1", 3, 3, "with a blank after the colon"),
+        ("a: 1\nword\nb: 2", 2, 1, "this is a key without a value"),
         ("\ta: 1", 1, 1, "cannot be read"),
         ("a: @x", 1, 4, "cannot be read"),
         ("a: *x", 1, 4, "no anchor"),
