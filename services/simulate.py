@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
 from services import rooms
+from shared.bus import without_login
 from shared.events import Kind
 from shared.secrets import MissingSecret, Secrets
 from shared.settings import Settings
@@ -64,9 +65,10 @@ def _where(simulator: Callable[..., Any], address: str) -> dict[str, Any]:
     takes = inspect.signature(simulator).parameters
     schemes: tuple[str, ...] = getattr(simulator, "SCHEMES", ())
     if "://" in address:
-        parts = urlsplit(address)
-        place = parts.netloc.rpartition("@")[2]
-        wrong = f"--to {_shown(address)}"
+        # A sign in a login that is not encoded would make an end of the place, and a path of the rest.
+        parts = urlsplit(without_login(address))
+        place = parts.netloc
+        wrong = f"--to {without_login(address)}"
         if "url" not in takes:
             raise ValueError(f"{wrong}: write it as {place or 'HOST:PORT'}")
         if schemes and parts.scheme not in schemes:
@@ -77,19 +79,13 @@ def _where(simulator: Callable[..., Any], address: str) -> dict[str, Any]:
         return {"url": address}
     host, _, port = address.rpartition(":")
     if not port.isdecimal():
-        raise ValueError(f"--to {_shown(address)}: an address is HOST:PORT, http://… or mqtt://…")
+        raise ValueError(f"--to {without_login(address)}: an address is HOST:PORT, http://… or mqtt://…")
     host = host or "127.0.0.1"
     if "host" in takes:
         return {"host": host.strip("[]"), "port": int(port)}
     if not schemes:
-        raise ValueError(f"--to {_shown(address)}: this protocol's address is a URL")
+        raise ValueError(f"--to {without_login(address)}: this protocol's address is a URL")
     return {"url": f"{schemes[0]}://{host}:{port}"}
-
-
-def _shown(address: str) -> str:
-    """An address without the login that may be in it."""
-    scheme, mark, rest = address.rpartition("://")
-    return scheme + mark + rest.rpartition("@")[2]
 
 
 T = TypeVar("T")
@@ -111,7 +107,7 @@ async def _send(said: Speaker, args: argparse.Namespace, kind: Kind, marker: str
         while not (await asyncio.wait([sending], timeout=_PATIENCE))[0]:
             trouble = said.trouble if isinstance(said, Waiting) else None
             why = f": {trouble}" if trouble else ""
-            line = f"no acknowledgement from {_shown(args.to)} yet{why}; still trying (Ctrl-C ends)"
+            line = f"no acknowledgement from {without_login(args.to)} yet{why}; still trying (Ctrl-C ends)"
             if line != told:
                 print(line, file=sys.stderr)
                 told = line

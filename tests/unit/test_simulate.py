@@ -162,6 +162,13 @@ async def test_an_address_of_another_form_is_refused(
     assert capsys.readouterr() == ("", told + "\n")
 
 
+async def test_no_part_of_a_password_is_told(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await simulated(settings, *SCRIPTS, "--to", f"mqtt://joe:s3cr#et@{HOST}") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("a broker's address is mqtt://HOST[:PORT]")
+    assert "s3cr" not in told
+
+
 async def test_a_mistake_in_the_program_is_not_taken_for_one_of_the_user(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

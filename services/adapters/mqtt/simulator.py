@@ -75,7 +75,7 @@ class Simulator:
     ) -> None:
         """`url` is the broker's. It enters with the login in it, else with the device's credentials.
 
-        Raises ValueError for a profile that it cannot speak.
+        Raises ValueError for a profile that it cannot speak, and for what is no address.
         """
         if device.profile not in ("generic", "zigbee2mqtt", "frigate"):
             raise ValueError(f"there is no simulator for the profile {device.profile}")
@@ -86,6 +86,8 @@ class Simulator:
         login = device.credentials
         password = secret(login.password).get_secret_value() if login.password is not None else None
         self._endpoint = ForeignEndpoint(url, username=login.username, password=password)
+        host, port, _ = self._endpoint.address()
+        self._where = f"{host}:{port}"
         options = device.language.profile.options
         self._base = device.options.get("base", options["base"].default).strip("/")
         self._source: Source | None = None
@@ -179,7 +181,6 @@ class Simulator:
             await asyncio.sleep(_PAUSE)
 
     async def _stay_connected(self) -> None:
-        host, port, _ = self._endpoint.address()
         username, password = self._endpoint.login()
         connect = mqtt5.ConnectPacket(
             f"{self.device_id}-{secrets.token_hex(4)}",
@@ -200,7 +201,7 @@ class Simulator:
                     self._connected.clear()
                     source.leave()
             except OSError as error:
-                self.trouble = in_words(error, f"{host}:{port}")
+                self.trouble = in_words(error, self._where)
             await asyncio.sleep(_PAUSE)
 
 
