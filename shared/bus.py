@@ -30,6 +30,7 @@ import mqtt5
 
 from shared import certificates
 from shared.events import CONTENT_TYPE
+from shared.reaching import unreached
 from shared.topics import matches
 
 log = logging.getLogger("tocsin.bus")
@@ -569,7 +570,7 @@ class Bus:
             try:
                 connection = await self._join()
             except (OSError, TimeoutError, ValueError, ConnectionError) as error:
-                self._say(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+                self._say(self._why(error))
             else:
                 began = loop.time()
                 reason = await connection.closed
@@ -581,6 +582,13 @@ class Bus:
                 self._say(reason)
             self._pause = min(self._longest_pause, max(0.1, self._pause * 2))
             await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
+
+    def _why(self, error: Exception) -> str:
+        with contextlib.suppress(ValueError):
+            host, port, _ = self._endpoint.address()
+            if words := unreached(error, f"{host}:{port}"):
+                return words
+        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
     async def close(self) -> None:
         """Leave in good order: what was published goes out, and the last will is not sent."""

@@ -395,6 +395,20 @@ async def test_it_tries_again_whatever_the_broker_says(
     assert "no connection to the broker" in caplog.text
 
 
+async def test_a_broker_that_is_not_there_is_told_in_words(free_ports: tuple[int, int]) -> None:
+    troubles: list[str] = []
+    port = free_ports[0]
+    bus = Bus(Endpoint(f"mqtt://127.0.0.1:{port}"), "tocsin-test")
+    bus.on_trouble = troubles.append
+    running = asyncio.create_task(bus.run())
+    await until(lambda: bool(troubles))
+    running.cancel()
+    assert troubles == [
+        f"no connection to mqtt://127.0.0.1:{port}: "
+        f"nothing listens at 127.0.0.1:{port}: look at the address and port"
+    ]
+
+
 async def test_a_refusal_is_told_in_words() -> None:
     troubles: list[str] = []
 
