@@ -175,15 +175,15 @@ class BaseModel:
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         return ((name, getattr(self, name)) for name in self.model_fields)
 
-    def _parts(self) -> tuple[Any, ...]:
+    def __parts(self) -> tuple[Any, ...]:
         private = {name: value for name, value in vars(self).items() if name.startswith("_")}
         return tuple(value for _, value in self), private
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._parts() == other._parts()
+        return type(other) is type(self) and self.__parts() == other.__parts()
 
     def __hash__(self) -> int:
-        return hash((type(self), self._parts()[0]))
+        return hash((type(self), self.__parts()[0]))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self)})"

@@ -31,7 +31,8 @@ name, path = sys.argv[1:]
 room = [name.removeprefix("adapter-")] if name.startswith("adapter-") else []
 with Reader(path, room) as read:
     run._find(name)
-    site = read(open(path, "rb").read())
+    text = open(path, "rb").read()
+    site, again, other = read(text), read(text), read(text + b"\\nmax_skew: 1s\\n")
 
 def plain(value):
     if isinstance(value, shared.plain.BaseModel):
@@ -46,7 +47,8 @@ def plain(value):
     return value if isinstance(value, (int, float, bool, type(None))) else str(value)
 
 heavy = [one for one in ("pydantic", "pydantic_core", "yaml") if one in sys.modules]
-print(json.dumps({"heavy": heavy, "site": plain(site), "sensors": sorted(site.sensors)}))
+same = site.devices == again.devices and site.devices != other.devices
+print(json.dumps({"heavy": heavy, "same": same, "site": plain(site), "sensors": sorted(site.sensors)}))
 """
 
 
@@ -80,6 +82,9 @@ def test_a_service_has_what_was_checked_and_no_pydantic(name: str) -> None:
     said = as_a_service(name, path)
     site = load(path, rooms.rooms([room] if room else []))
     assert said["heavy"] == []
+    assert said["same"], (
+        "a site file that is read again must be equal, or each change of it begins all devices anew"
+    )
     assert said["site"] == plain(site)
     assert said["sensors"] == sorted(site.sensors)
 

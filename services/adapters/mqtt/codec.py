@@ -178,7 +178,7 @@ class Profile(dialect.Profile):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _parts(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _parts_are_there(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         made = handler(data)
         parts = [name for topic in made.topics.values() for name, _ in _PART.findall(topic.pattern)]
         known = sorted({*_ALWAYS, *parts})
