@@ -24,6 +24,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,6 +247,7 @@ class Broker:
 
 
 _given: set[int] = set()
+_claims: deque[socket.socket] = deque(maxlen=256)
 
 
 def free_port() -> int:
@@ -253,15 +255,32 @@ def free_port() -> int:
 
     The system's own choice (port 0) would come from the range that it gives to outgoing connections.
     While the listener is down one of those could get its port and keep it from coming back; even a
-    client that tries to reconnect could, and then talk to itself. None is given twice by one process:
-    it may be a while before the first to have it listens.
+    client that tries to reconnect could, and then talk to itself. None is given twice, by one process or
+    (on Linux) by two: it may be a while before the first to have it listens.
     """
     for _ in range(1000):
         port = random.randrange(_LOWEST_PORT, _first_outgoing_port())  # noqa: S311
-        if port not in _given and not _taken(port):
+        if port not in _given and not _taken(port) and _claim(port):
             _given.add(port)
             return port
     raise NoBroker(f"no port from {_LOWEST_PORT} to {_first_outgoing_port()} is free")
+
+
+def _claim(port: int) -> bool:
+    """False if another process gave the port and may not listen yet. The last claims of a process are names
+    of sockets without a file, which end with it."""
+    if sys.platform != "linux":
+        return True
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0tocsin-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    if len(_claims) == _claims.maxlen:
+        _claims.popleft().close()
+    _claims.append(claim)
+    return True
 
 
 def _first_outgoing_port() -> int:

@@ -4,6 +4,8 @@ another."""
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +17,7 @@ from paho.mqtt.properties import Properties
 
 from services.broker import Broker, NoBroker, Program, Security, find_mosquitto
 from tests.ejabberd import INSTALL, Ejabberd, find_ejabberd
+from tests.fuzz import ROOT
 from tests.peers import require_peer
 
 
@@ -153,3 +156,29 @@ async def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
 def test_iotcore_refuses_what_it_cannot_keep(tmp_path: Path) -> None:
     with pytest.raises(NoBroker, match="persistence"):
         Broker(tmp_path, program="iotcore", persistence=True)
+
+
+_TAKES_PORTS = """
+from services import broker
+broker._first_outgoing_port = lambda: broker._LOWEST_PORT + 120
+print(*(broker.free_port() for _ in range(40)), flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names of sockets without a file")
+def test_a_port_that_one_process_was_given_no_other_is() -> None:
+    """Neither listens yet."""
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TAKES_PORTS],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        given = [port for one in both if one.stdout for port in one.stdout.readline().split()]
+    finally:
+        for one in both:
+            one.communicate("\n")
+    assert len(given) == len(set(given)) == 80
