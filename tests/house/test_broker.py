@@ -48,7 +48,7 @@ def client(broker: Broker, name: str, will: aiomqtt.Will | None = None) -> aiomq
 
 
 async def receive(of: aiomqtt.Client, count: int) -> list[aiomqtt.Message]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return [await anext(of.messages) for _ in range(count)]
 
 
