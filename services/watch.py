@@ -148,11 +148,6 @@ def site_topics(settings: Settings) -> Topics:
 async def main(settings: Settings, *, as_json: bool) -> int:
     """Watch until interrupted."""
     endpoint = settings.endpoint(Secrets(settings.secrets_dir))
-    try:
-        endpoint.address()
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
     bus = Bus(endpoint, f"tocsin-watch-{os.getpid()}")
     topics = site_topics(settings)
     console = Console.of_stdout()

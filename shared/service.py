@@ -172,12 +172,6 @@ async def run(
     """Run a service until it is told to stop; returns the exit code. `read` reads its site file."""
     secrets = Secrets(settings.secrets_dir)
     logs.set_up(name, settings.log_level or "info", secrets.redact)
-    endpoint = settings.endpoint(secrets)
-    try:
-        endpoint.address()
-    except ValueError as error:
-        log.critical("the broker's address is wrong: %s", error)
-        return 2
     try:
         follower = Follower(settings.site or "", read)
     except SiteError as error:
@@ -186,7 +180,7 @@ async def run(
     site = follower.site
     topics = Topics(site.site)
     bus = Bus(
-        endpoint,
+        settings.endpoint(secrets),
         f"tocsin-{site.site}-{name}",
         will=(topics.service(name), status_message(site.site, name, "offline")),
     )

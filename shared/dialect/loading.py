@@ -13,6 +13,7 @@ from shared.dialect.profile import Profile, Rule
 from shared.dialect.reading import Dialect
 from shared.model import ValidationError
 from shared.site import Model, did_you_mean
+from shared.site.mistakes import NOT_OF_TYPE
 
 P = TypeVar("P", bound=Profile)
 
@@ -92,16 +93,8 @@ def _mistakes(error: ValidationError, places: yamltext.Place, model: type[Model]
     return told
 
 
-_NOT_OF_TYPE = {
-    "string_type": ("this is not text", "put it in quotes"),
-    "bool_type": ("this is neither true nor false", "write true or false"),
-    "bool_parsing": ("this is neither true nor false", "write true or false"),
-    "dict_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
-    "model_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
-    "model_attributes_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
-    "list_type": ("this is not a list", "write it as [one, two], or with a dash before each"),
-    "tuple_type": ("this is not a list", "write it as [one, two], or with a dash before each"),
-}
+_NO_LIST = ("this is not a list", "write it as [one, two], or with a dash before each")
+_NOT_OF_TYPE = {**NOT_OF_TYPE, "list_type": _NO_LIST, "tuple_type": _NO_LIST}
 
 
 def _mistake(found: Any, places: yamltext.Place, model: type[Model]) -> Mistake:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from shared.site.mistakes import Mistake, SiteError, fetch
+from shared.site.mistakes import NOT_OF_TYPE, Mistake, SiteError, fetch
 from shared.site.model import (
     AnyDevice,
     Duration,
@@ -228,30 +228,6 @@ def _shown(text: str) -> str:
 # ── In plain words ───────────────────────────────────────────────────────────────────────────────
 
 _SLUG_PATTERN = "^[a-z0-9][a-z0-9-]*$"
-_NOT_OF_TYPE = {
-    "string_type": ("this is not text", "put it in quotes"),
-    "int_type": ("this is not a whole number", "write digits only"),
-    "int_parsing": ("this is not a whole number", "write digits only"),
-    "int_from_float": ("this is not a whole number", "write digits only"),
-    "float_type": ("this is not a number", "write digits only, with . for a fraction"),
-    "float_parsing": ("this is not a number", "write digits only, with . for a fraction"),
-    "finite_number": ("this is not a number", "write digits only, with . for a fraction"),
-    "bool_type": ("this is neither true nor false", "write true or false"),
-    "bool_parsing": ("this is neither true nor false", "write true or false"),
-    "dict_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
-    "mapping_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
-    "model_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
-    "model_attributes_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
-    "list_type": ("this is not a list", "write it as [one, two]"),
-    "tuple_type": ("this is not a list", "write it as [one, two]"),
-    "set_type": ("this is not a list", "write it as [one, two]"),
-    "frozen_set_type": ("this is not a list", "write it as [one, two]"),
-    "date_type": ("this is not a date", "write it like 2026-12-25"),
-    "date_parsing": ("this is not a date", "write it like 2026-12-25"),
-    "date_from_datetime_parsing": ("this is not a date", "write it like 2026-12-25"),
-    "date_from_datetime_inexact": ("this is not a date", "write it like 2026-12-25"),
-    "string_unicode": ("this text holds half a character", "save the file as UTF-8 text"),
-}
 
 
 def _explain(
@@ -291,8 +267,8 @@ def _explain(
         return _Found(at, "this is not an id", f"{remedy}: {slug}" if slug and at_key else remedy, at_key)
     if kind == "string_pattern_mismatch":
         return _Found(at, "this does not have the form that it needs", _sentence("change it", about), at_key)
-    if kind in _NOT_OF_TYPE:
-        problem, remedy = _NOT_OF_TYPE[kind]
+    if kind in NOT_OF_TYPE:
+        problem, remedy = NOT_OF_TYPE[kind]
         return _Found(at, problem, _sentence(remedy, about), at_key)
     problem = re.sub(r"^(Value error|Assertion failed), ", "", error["msg"])
     problem = re.sub(r"^(Input|String|Value|Tuple|List|Dictionary) should", "this should", problem)

@@ -54,3 +54,30 @@ def fetch(path: str | Path) -> bytes:
         raise Unjudged(
             [Mistake(str(path), 1, 1, "", f"the file cannot be read ({reason})", "check its path and rights")]
         ) from None
+
+
+NOT_OF_TYPE = {
+    "string_type": ("this is not text", "put it in quotes"),
+    "int_type": ("this is not a whole number", "write digits only"),
+    "int_parsing": ("this is not a whole number", "write digits only"),
+    "int_from_float": ("this is not a whole number", "write digits only"),
+    "float_type": ("this is not a number", "write digits only, with . for a fraction"),
+    "float_parsing": ("this is not a number", "write digits only, with . for a fraction"),
+    "finite_number": ("this is not a number", "write digits only, with . for a fraction"),
+    "bool_type": ("this is neither true nor false", "write true or false"),
+    "bool_parsing": ("this is neither true nor false", "write true or false"),
+    "dict_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
+    "mapping_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
+    "model_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
+    "model_attributes_type": ("this is not a mapping of keys", "write `key: value` pairs under it"),
+    "list_type": ("this is not a list", "write it as [one, two]"),
+    "tuple_type": ("this is not a list", "write it as [one, two]"),
+    "set_type": ("this is not a list", "write it as [one, two]"),
+    "frozen_set_type": ("this is not a list", "write it as [one, two]"),
+    "date_type": ("this is not a date", "write it like 2026-12-25"),
+    "date_parsing": ("this is not a date", "write it like 2026-12-25"),
+    "date_from_datetime_parsing": ("this is not a date", "write it like 2026-12-25"),
+    "date_from_datetime_inexact": ("this is not a date", "write it like 2026-12-25"),
+    "string_unicode": ("this text holds half a character", "save the file as UTF-8 text"),
+}
+"""What is wrong and what to do, in plain words, by the type of a pydantic error."""
