@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import shutil
 import signal
@@ -238,25 +237,21 @@ def test_what_cannot_be_done_is_said(folder: Path) -> None:
     assert "not mosquitto" in ran.stderr
 
 
-class Killed(BaseException):
-    """As by SIGKILL."""
+class Changes:
+    """Keeps a copy of a folder as it is before each change of a file: as a SIGKILL there would leave it."""
 
-
-class Death:
-    """Kills at the given change of a file; what the code does behind it is not done."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
-        self._left = at
+    def __init__(self, folder: Path, kept: Path, patch: pytest.MonkeyPatch) -> None:
+        self._folder = folder
+        self._kept = kept
+        self.copies: list[Path] = []
         for name in ("replace", "unlink", "rename"):
-            patch.setattr(Path, name, self._counted(getattr(Path, name)))
-        remove = shutil.rmtree
-        patch.setattr(shutil, "rmtree", lambda *a, **b: remove(*a, **b) if self._left > 0 else None)
+            patch.setattr(Path, name, self._copying(getattr(Path, name)))
+        patch.setattr(shutil, "rmtree", self._copying(shutil.rmtree))
 
-    def _counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
+    def _copying(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def change(*arguments: Any, **named: Any) -> Any:
-            self._left -= 1
-            if self._left <= 0:
-                raise Killed
+            self.copies.append(self._kept / f"before change {len(self.copies) + 1}")
+            shutil.copytree(self._folder, self.copies[-1])
             return real(*arguments, **named)
 
         return change
@@ -283,19 +278,15 @@ def test_killed_at_any_step_it_is_mended_by_the_next_start(
     there().init()
     if step == "the old CA dropped":
         there().rotate(new_ca=True)
-    shutil.copytree(broker, folder / "before")
-    for at in itertools.count(1):
+    with monkeypatch.context() as patch:
+        changes = Changes(broker, folder / "killed", patch)
+        there().rotate(**STEPS[step])
+    assert len(changes.copies) > 4
+    for copy in changes.copies:
         shutil.rmtree(broker)
-        shutil.copytree(folder / "before", broker)
-        with monkeypatch.context() as patch:
-            Death(patch, at)
-            try:
-                there().rotate(**STEPS[step])
-                break
-            except Killed:
-                pass
+        copy.rename(broker)
         there().init()
-        where = f"{step}, killed before change {at}"
+        where = f"{step}, killed {copy.name}"
         server, authority = broker / "server", broker / "ca"
         for pair in (authority / "ca", server / "server", broker / "operator/tls", broker / "reader/tls"):
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(f"{pair}.crt", f"{pair}.key")
@@ -309,7 +300,6 @@ def test_killed_at_any_step_it_is_mended_by_the_next_start(
         assert old in ([True, True], [False, False]), where
         assert trusted.count(b"BEGIN") == 1 + old[0], where
         assert not [path for path in broker.rglob("ca.key") if path.parent != authority], where
-    assert at > 4
 
 
 def test_a_wrong_site_file_stops_it_before_anything_is_changed(folder: Path) -> None:
