@@ -11,6 +11,9 @@ CONTAINERS ?=
 
 BIN = .venv/bin
 
+# Tests and demo start hundreds of processes of this tree: none need compile what another has.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup broker demo test lint format bench chaos fuzz images wheels sbom adapter schemas lock clean
 
