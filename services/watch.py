@@ -73,7 +73,8 @@ class Story:
 
     def sighting(self, sighting: Sighting) -> None:
         event = sighting.data.event
-        expected = {f"vms:{seen.id}" for seen in sighting.data.cameras if "vms" in sighting.data.targets}
+        told_at = sighting.data.cameras if "vms" in sighting.data.targets else ()
+        expected = {f"vms:{seen.id}" for seen in told_at if seen.vms is not False}
         expected |= {target for target in sighting.data.targets if target != "vms"}
         if event.id not in self._open:
             self._open[event.id] = (event, expected, [])

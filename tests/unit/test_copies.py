@@ -13,20 +13,15 @@ import pytest
 
 from services import run
 from services.correlator.service import Correlator
-from services.watch import Console, Story
 from shared import copies as sharing
 from shared.copies import Claim, Share, name_of, number, owner, split
 from shared.delivery import Job, Publisher, Retry, others
 from shared.events import (
-    Delivery,
-    DeliveryData,
     Event,
     Kind,
-    Outcome,
     Receipt,
     SensorType,
     Sighting,
-    utcnow,
 )
 from shared.service import Runtime
 from shared.site import SiteError
@@ -627,17 +622,3 @@ async def test_commands_reach_all_copies_and_each_says_who_it_is(tmp_path: Path)
             said = [one.json() for one in here.world.hub.of("answers")]
             assert {one["service"] for one in said} == answering
             assert len(said) == len(answering)
-
-
-def test_watch_says_which_copy_delivered() -> None:
-    lines: list[str] = []
-    story = Story(Console(lines.append, colour=False))
-    one = motion("s-0")
-    story.sighting(sighting(one))
-    now = utcnow()
-    data = DeliveryData(
-        event=one.id, sensor="s-0", kind=one.data.kind, target="vms", camera="lobby",
-        outcome=Outcome.DELIVERED, recordedtime=now, seconds=0.012,
-    )  # fmt: skip
-    story.delivery(Delivery(id="d", source="/hq/vms-publisher-2", time=now, data=data))
-    assert lines[-1].endswith("s-0: vms:lobby 12 ms by copy 2\n")

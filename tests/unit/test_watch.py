@@ -1,0 +1,45 @@
+"""What `tocsin watch` tells of an event."""
+
+from __future__ import annotations
+
+from services.watch import Console, Story
+from shared.events import Delivery, DeliveryData, Event, Kind, Outcome, utcnow
+from tests.gateway import event, sighting
+
+
+class Told:
+    """A story, and the lines that came of it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.story = Story(Console(self.lines.append, colour=False))
+
+    def delivery(self, of: Event, camera: str, by: str = "vms-publisher") -> None:
+        now = utcnow()
+        data = DeliveryData(
+            event=of.id, sensor="till-1", kind=of.data.kind, target="vms", camera=camera,
+            outcome=Outcome.DELIVERED, recordedtime=now, seconds=0.012,
+        )  # fmt: skip
+        self.story.delivery(Delivery(id="d", source=f"/hq/{by}", time=now, data=data))
+
+
+def test_it_says_which_copy_delivered() -> None:
+    told, one = Told(), event(Kind.POS_SALE, "till-1")
+    told.story.sighting(sighting(one))
+    told.delivery(one, "lobby", by="vms-publisher-2")
+    assert [line.strip() for line in told.lines] == ["→ till-1: vms:lobby 12 ms by copy 2"]
+
+
+def test_an_event_is_told_when_the_last_camera_has_it_that_is_in_the_vms() -> None:
+    told, one = Told(), event(Kind.POS_SALE, "till-1")
+    seen = sighting(one, ("lobby", "analogue", "shop"))
+    places = {"lobby": True, "analogue": False}  # of the shop an older correlator does not say it
+    cameras = tuple(
+        camera.replace(vms=places[camera.id]) if camera.id in places else camera
+        for camera in seen.data.cameras
+    )
+    told.story.sighting(seen.replace(data=seen.data.replace(cameras=cameras)))
+    told.delivery(one, "lobby")
+    assert told.lines == []
+    told.delivery(one, "shop")
+    assert [line.strip() for line in told.lines] == ["→ till-1: vms:lobby 12 ms, vms:shop 12 ms"]
