@@ -23,7 +23,7 @@ from typing import Any, TypedDict
 import orjson
 
 from shared.camera_token import TokenError, allowed_url
-from shared.delivery import Job, NotAllowed, Refused, Retry, Target
+from shared.delivery import Job, Missing, NotAllowed, Refused, Retry, Target
 from shared.events import SEVERITY, Event, Kind, SeenBy, SensorType, Severity, Sighting
 from shared.http import Http
 from shared.model import SecretStr
@@ -71,6 +71,7 @@ class Camio(Target):
         self._runtime = runtime
         self._settings = runtime.site.targets.camio
         self._http = Http(**_way(self._settings))
+        self._missing = Missing()
         self._change = asyncio.Event()
         self._listed = asyncio.Event()
         """Set once the present list of devices was sent, or that was tried in vain."""
@@ -92,7 +93,10 @@ class Camio(Target):
     # ── events ───────────────────────────────────────────────────────────────────────────────────
 
     async def deliver(self, lane: str, job: Job) -> str | None:
-        settings, headers = self._open()
+        if self._settings is None:
+            self._missing.wait(self.name, job, "the site file names no target `camio`", "put it back")
+        self._missing.found(self.name)
+        settings, headers = self._open(self._settings)
         if not self._listed.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._listed.wait(), _PATIENCE_FOR_DEVICES)
@@ -129,7 +133,7 @@ class Camio(Target):
                 self._runtime.trouble(_TROUBLE, None)
             elif wanted != told:
                 try:
-                    await self._post_devices(wanted.devices)
+                    await self._post_devices(wanted)
                 except Exception as error:
                     if not isinstance(error, NotAllowed | Refused | Retry):
                         log.exception("the list of devices failed in an unforeseen way")
@@ -164,9 +168,9 @@ class Camio(Target):
         self._runtime.trouble(_TROUBLE, reason)
         return wait
 
-    async def _post_devices(self, wanted: dict[str, str]) -> None:
+    async def _post_devices(self, wanted: _Wanted) -> None:
         """Send the whole list, if Camio's is another."""
-        settings, headers = self._open()
+        settings, headers = self._open(wanted.settings)
         url = f"{settings.base_url}/pacs/devices"
         try:
             answer = await self._http.send("GET", url, headers, safe=True)
@@ -175,11 +179,11 @@ class Camio(Target):
             present = None
         else:
             present = listed(answer.json())
-        if present == wanted:
+        if present == wanted.devices:
             return
-        entries = [{"device_id": id_, "device_name": name} for id_, name in wanted.items()]
+        entries = [{"device_id": id_, "device_name": name} for id_, name in wanted.devices.items()]
         await self._http.send("POST", url, headers, orjson.dumps({settings.devices_key: entries}), safe=True)
-        log.info("Camio has the new list of devices", extra={"devices": len(wanted)})
+        log.info("Camio has the new list of devices", extra={"devices": len(entries)})
 
     # ── the way ──────────────────────────────────────────────────────────────────────────────────
 
@@ -191,11 +195,8 @@ class Camio(Target):
         except MissingSecret:
             return None
 
-    def _open(self) -> tuple[CamioTarget, dict[str, str]]:
+    def _open(self, settings: CamioTarget) -> tuple[CamioTarget, dict[str, str]]:
         """The settings and a request's headers."""
-        settings = self._settings
-        if settings is None:
-            raise Retry("the site file names no target `camio`")
         try:
             token = self._runtime.secrets.read(settings.token).get_secret_value().strip()
             allowed_url(settings.base_url, insecure=settings.insecure)

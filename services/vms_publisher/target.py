@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC
 from typing import TypedDict
 from urllib.parse import urlencode
 
@@ -20,8 +20,8 @@ import orjson
 from msgspec import UNSET
 
 from shared.camera_token import TokenError, decode
-from shared.delivery import Job, NotAllowed, Refused, Retry, Target, Uncertain
-from shared.events import Event, SeenBy, Sighting, utcnow
+from shared.delivery import Job, Missing, NotAllowed, Retry, Target, Uncertain
+from shared.events import Event, SeenBy, Sighting
 from shared.http import Answer, Http, Rejected
 from shared.model import SecretStr
 from shared.secrets import MissingSecret
@@ -30,9 +30,6 @@ from shared.site import Camera, CameraVms, VmsTarget
 
 _PAGE = 100
 _MOST_PAGES = 50
-_PATIENCE_FOR_CAMERA = timedelta(hours=1)
-"""How long an event waits for a camera that has no place in the VMS by the site file (yet, or any more), from
-when that was noticed."""
 _UNFIT = str.maketrans({",": "_", "/": "_"})
 """A search lists tag names with commas between, and a tag's address has its name between slashes."""
 _NOT_IN_NAMES = re.compile(r"[,/\x00-\x1f\x7f]")
@@ -67,8 +64,7 @@ class Vms(Target):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._access: dict[str, _Access] = {}
-        self._missing: dict[str, datetime] = {}
-        """Since when cameras that something waits for are known to have no place."""
+        self._missing = Missing()
         self._settings = self._present()
         self._http = Http(**self._way())
 
@@ -128,12 +124,8 @@ class Vms(Target):
             wrong, remedy = f'the site file gives camera "{lane}" no place in the VMS', "give it one (`vms`)"
             if camera is None:
                 wrong, remedy = f'the site file has no camera "{lane}"', "put it back"
-            # However old an event is, a site file that is put right soon costs it nothing.
-            missing = self._missing.setdefault(lane, utcnow())
-            if utcnow() - max(missing, job.event.recordedtime) > _PATIENCE_FOR_CAMERA:
-                raise Refused(f"{wrong}; {remedy}, then replay")
-            raise Retry(wrong)
-        self._missing.pop(lane, None)
+            self._missing.wait(lane, job, wrong, remedy)
+        self._missing.found(lane)
         try:
             token = self._runtime.secrets.read(camera.vms.token)
             access = self._access.get(lane)

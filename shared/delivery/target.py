@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from datetime import datetime, timedelta
+from typing import NoReturn
 
 import msgspec
 
-from shared.events import Event, SeenBy, Sighting
+from shared.events import Event, SeenBy, Sighting, utcnow
+
+PATIENCE = timedelta(hours=1)
+"""How long an event waits for what the site file does not name (yet, any more), from when that was noticed,
+or from when it was recorded, if that was later: a site file that is put right soon costs nothing."""
 
 
 class Job(msgspec.Struct, frozen=True, gc=False):
@@ -35,6 +41,23 @@ class NotAllowed(Exception):
 
 class Refused(Exception):
     """The target will never take it: it is set aside as a dead letter, with this reason."""
+
+
+class Missing:
+    """What events wait for, and the site file does not name."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, datetime] = {}
+
+    def wait(self, name: str, job: Job, problem: str, remedy: str) -> NoReturn:
+        """Raise `Retry` until patience ends, then `Refused`."""
+        since = self._since.setdefault(name, utcnow())
+        if utcnow() - max(since, job.event.recordedtime) > PATIENCE:
+            raise Refused(f"{problem}; {remedy}, then replay")
+        raise Retry(problem)
+
+    def found(self, name: str) -> None:
+        self._since.pop(name, None)
 
 
 class Target(ABC):

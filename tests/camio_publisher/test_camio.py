@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from services.camio_publisher.target import Camio, devices, listed, payload
 from services.simulators.camio import CamioSimulator
-from shared.delivery import Job, NotAllowed, Publisher
+from shared.delivery import Job, NotAllowed, Publisher, target
 from shared.events import Actor, Event, Kind
 from shared.http import Http
 from shared.site import Select
@@ -452,6 +452,29 @@ async def test_a_target_that_is_gone_from_the_site_file_leaves_its_events_waitin
         assert part.outstanding == 1
         here.change(text(camio))
         await camio.wait_for(1)
+
+
+async def test_events_of_a_target_that_stays_gone_become_dead_letters(
+    camio: CamioSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = world(tmp_path, camio)
+    async with publisher(here) as part:
+        await until(camio.devices)
+        monkeypatch.setattr(target, "PATIENCE", timedelta(0))
+        here.change(text(camio).split("targets:", maxsplit=1)[0])
+        tell(here, event(), event())
+        await until(lambda: part.dead == 2)
+        assert part.outstanding == 0
+        told = [one.json()["data"] for one in here.hub.of(TOPICS.delivery("camio", "+"))]
+        assert {one["reason"] for one in told} == {
+            "the site file names no target `camio`; put it back, then replay"
+        }
+        here.change(text(camio))
+        here.hub.buses[0].publish(
+            TOPICS.command("camio-publisher", "replay"), b'{"seqs": "all"}', response_topic="answers"
+        )
+        await camio.wait_for(2)
+        assert part.dead == 0
 
 
 async def test_an_address_that_changes_is_the_one_that_is_used(camio: CamioSimulator, tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ import pytest
 
 from services.simulators.http import Answer
 from services.simulators.vms import VmsSimulator
-from services.vms_publisher import target
 from services.vms_publisher.target import Vms, metadata, tag
-from shared.delivery import Publisher
+from shared.delivery import Publisher, target
 from shared.events import Actor, Event, Kind, SeenBy, Sighting
 from tests.gateway import (
     TOPICS,
@@ -563,7 +562,7 @@ async def test_events_of_a_camera_that_lost_its_place_become_dead_letters(
         vms.fail("error", status=code, camera="lobby", method="POST", path=EVENTS)
         tell(here, *(sighting(one) for one in made))
         await until(lambda: vms.answers[code] == 1)
-        monkeypatch.setattr(target, "_PATIENCE_FOR_CAMERA", timedelta(0))
+        monkeypatch.setattr(target, "PATIENCE", timedelta(0))
         here.change(before.replace(without, ""))
         await until(lambda: part.dead == 3)
         assert part.outstanding == 0
