@@ -30,8 +30,8 @@ from shared.store import StoreFull
 log = logging.getLogger("tocsin.correlator")
 
 _PATIENCE_FOR_MAP = timedelta(seconds=60)
-"""How long an event of an unknown sensor is left to its adapter, which will send it again: the site
-file may have reached the adapter before it reached this service."""
+"""How long an event of an unknown sensor or device is left to its adapter, which will send it again: the
+site file may have reached the adapter before it reached this service."""
 _FOLDED = "folded:"
 _FOLDED_EACH = 1000
 """Ids of folded events take a part of a small store only: one for each so many bytes that it may hold."""
@@ -119,10 +119,11 @@ class Correlator(Part):
             return
         place = self._plan.place(event)
         if place is None:
-            of_a_sensor = event.data.sensor.type is not SensorType.DEVICE
-            if of_a_sensor and abs(utcnow() - event.recordedtime) < _PATIENCE_FOR_MAP:
-                return
             place = self._plan.device_place(event)
+            # A newer map may name the sensor, or the device whose own event this is.
+            settled = place is not None and event.data.sensor.type is SensorType.DEVICE
+            if not settled and abs(utcnow() - event.recordedtime) < _PATIENCE_FOR_MAP:
+                return
             if place is None:
                 self._on_unknown(event, message)
                 return

@@ -200,6 +200,20 @@ async def test_an_unknown_sensors_event_waits_for_a_map_that_knows_it(world: Wor
         assert [one.id for one in seen(world)] == [young.id]
 
 
+async def test_a_new_devices_own_event_waits_for_a_map_that_knows_it(world: World) -> None:
+    async with correlator(world):
+        young, old = (
+            event(Kind.FIRE_ALARM, "annex", type_=SensorType.DEVICE, device="annex", age=age)
+            for age in (0, 61)
+        )
+        tell(world, young, old)
+        await until(lambda: receipts(world))
+        assert receipted(world) == [old.id]
+        world.change(SITE.replace("  panel:\n", "  annex: {adapter: dc09, cameras: [dock]}\n  panel:\n", 1))
+        tell(world, young)
+        assert cameras(world) == [(young.id, ["dock"])]
+
+
 async def test_a_new_sensors_event_does_not_go_to_its_device_before_the_map_comes(world: World) -> None:
     async with correlator(world):
         tell(world, young := event(sensor="side-door"), old := event(sensor="side-door", age=61))
