@@ -10,6 +10,7 @@ itself (see `event_id`), so that a message delivered twice is one event.
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
@@ -174,12 +175,12 @@ def event_id(*parts: str) -> str:
     return f"{h[:8]}-{h[8:12]}-8{h[13:16]}-{_VARIANT[h[16]]}{h[17:20]}-{h[20:]}"
 
 
+_UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
 def id_key(id_: str) -> bytes:
-    """An event's id, packed: how stores know it."""
-    try:
-        return bytes.fromhex(id_.replace("-", ""))
-    except ValueError:
-        return id_.encode()
+    """An event's id: how stores know it. Our own, which are UUIDs, are packed; others may be any text."""
+    return bytes.fromhex(id_.replace("-", "")) if _UUID.fullmatch(id_) else id_.encode()
 
 
 class Malformed(ValueError):

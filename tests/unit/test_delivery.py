@@ -137,6 +137,17 @@ async def test_it_is_receipted_when_it_is_on_disk_and_before_it_is_told(world: W
         await until(lambda: target.ids() == [one.id for one in made])
 
 
+async def test_no_two_ids_are_taken_for_one(world: World) -> None:
+    """Whoever publishes events gives them ids of their own: a message allows any text."""
+    target = Told()
+    ids = ["1", "31", "hello", "68656c6c6f", "abcd", "ab-cd", "ab cd", "ABCD", "ä" * 256]
+    async with publisher(world, target):
+        tell(world, *(event(id_=id_) for id_ in ids))
+        await until(lambda: len(receipted(world.hub)) == len(ids))
+        await until(lambda: len(target.got) == len(ids))
+    assert target.ids() == ids
+
+
 async def test_known_ids_leave_a_small_store_its_room(tmp_path: Path) -> None:
     world = World(tmp_path, site_of(SITE, tmp_path), store_max_bytes=150_000)
     target = Told()
