@@ -1,7 +1,7 @@
 """Suppression of repeats: a chattering contact becomes one event with a count.
 
-The first event of a kind from a sensor passes at once. Its repeats within the window are held: without
-a receipt, so that they stay in their adapter's custody. When the window closes, one event that
+The first event of a kind from a sensor to the same targets passes at once. Its repeats within the window are
+held: without a receipt, so that they stay in their adapter's custody. When the window closes, one event that
 stands for all of them is made, committed to the correlator's own store, and only then are they
 receipted. So a correlator that is killed at any moment loses none of them.
 
@@ -22,6 +22,9 @@ _MOST_HELD = 192
 MOST_FOLDED = 50_000
 _MOST_PASSED = 20_000
 
+Key = tuple[str, str, tuple[str, ...]]
+"""Sensor, kind and targets."""
+
 
 class Verdict(Enum):
     PASS = auto()
@@ -33,9 +36,9 @@ class Verdict(Enum):
 
 @dataclass(slots=True)
 class Window:
-    """The repeats of one kind from one sensor since its last event that passed."""
+    """The repeats of one kind from one sensor, to the same targets, since its last event that passed."""
 
-    key: tuple[str, str]
+    key: Key
     length: float
     closes: float
     held: dict[str, tuple[str | None, Event]] = field(default_factory=dict)
@@ -47,28 +50,36 @@ class Chatter:
 
     def __init__(self, now: Callable[[], float], folded: Iterable[str] = ()) -> None:
         self._now = now
-        self._windows: dict[tuple[str, str], Window] = {}
-        self._folding: set[str] = set()
+        self._windows: dict[Key, Window] = {}
+        self._held: set[str] = set()
+        """Ids of what is held, or is being folded."""
         self._folded: dict[str, None] = dict.fromkeys(folded)
         self._passed: dict[str, None] = {}
 
     def judge(
-        self, event: Event, reply: str | None, window: timedelta | None, *, again: bool = False
+        self,
+        event: Event,
+        reply: str | None,
+        window: timedelta | None,
+        targets: tuple[str, ...] = (),
+        *,
+        again: bool = False,
     ) -> Verdict:
-        """What becomes of an event. `window` is None for a sensor whose repeats are not suppressed; some
-        may be held all the same, from before the site file changed. `again` if it may have been published
-        before."""
+        """What becomes of an event for `targets`. `window` is None for one that is not suppressed; it may be
+        held all the same, from before the site file changed. `again` if it may have been published before."""
         if event.id in self._folded:
             return Verdict.FOLDED
-        if event.id in self._folding:
+        if event.id in self._held:
             return Verdict.HOLD
         if event.id in self._passed:
             # Sent again, perhaps hours later, because some target does not have it yet: no new one.
             return Verdict.PASS
-        key = (event.data.sensor.id, str(event.data.kind))
-        found = self._windows.get(key)
         if window is None or again:
-            return Verdict.HOLD if found is not None and event.id in found.held else Verdict.PASS
+            return Verdict.PASS
+        # A repeat for others than the first was for, as when a schedule begins, would come to them late; and
+        # one event can't stand for both.
+        key = (event.data.sensor.id, str(event.data.kind), targets)
+        found = self._windows.get(key)
         if found is None:
             self._open(key, window.total_seconds())
             self._passed[event.id] = None
@@ -76,13 +87,15 @@ class Chatter:
                 del self._passed[next(iter(self._passed))]
             return Verdict.PASS
         found.held[event.id] = (reply, event)
+        self._held.add(event.id)
         return Verdict.HOLD
 
     def leave(self, mine: Callable[[str], bool]) -> None:
         """Let go of what is held of sensors that are no longer `mine`: their events come again, elsewhere."""
-        self._windows = {key: window for key, window in self._windows.items() if mine(key[0])}
+        for key in [key for key in self._windows if not mine(key[0])]:
+            self._held -= self._windows.pop(key).held.keys()
 
-    def _open(self, key: tuple[str, str], length: float) -> None:
+    def _open(self, key: Key, length: float) -> None:
         self._windows[key] = Window(key, length, self._now() + length)
 
     def due(self) -> list[Window]:
@@ -97,22 +110,22 @@ class Chatter:
             if window.held:
                 # A chatter that goes on is held for the next one, after another window.
                 self._open(key, window.length)
-                self._folding |= window.held.keys()
                 closing.append(window)
         return closing
 
     def done(self, window: Window) -> None:
         """The event that stands for the window's is on disk."""
-        self._folding -= window.held.keys()
+        self._held -= window.held.keys()
         self._folded.update(dict.fromkeys(window.held))
         while len(self._folded) > MOST_FOLDED:
             del self._folded[next(iter(self._folded))]
 
     def failed(self, window: Window) -> None:
         """It could not be stored: hold the window's events for the next one."""
-        self._folding -= window.held.keys()
         if (found := self._windows.get(window.key)) is not None:
             found.held.update(window.held)
+        else:
+            self._held -= window.held.keys()
 
 
 def summary(held: list[Event], source: str, sequence: str) -> Event:

@@ -127,14 +127,15 @@ class Correlator(Part):
             if place is None:
                 self._on_unknown(event, message)
                 return
+        targets = self._plan.targets(event, place)
         if event.source not in self._sources and not event.data.replayed:
-            verdict = self._chatter.judge(event, message.response_topic, place.suppress, again=message.again)
+            window = place.suppress if targets else None  # the first of what nobody wants is told nobody
+            verdict = self._chatter.judge(event, message.response_topic, window, targets, again=message.again)
             if verdict is Verdict.HOLD:
                 return
             if verdict is Verdict.FOLDED:
                 self._receipt(message.response_topic, event.id)
                 return
-        targets = self._plan.targets(event, place)
         if not targets:
             self._unwanted.inc()
             self._receipt(message.response_topic, event.id)

@@ -299,6 +299,26 @@ async def test_each_kind_and_sensor_has_its_own_window_and_others_have_none(worl
         assert [one.id for one in seen(world)] == [one.id for one in made]
 
 
+async def test_what_a_schedule_leaves_out_holds_up_nothing_and_hides_nothing(world: World) -> None:
+    world.change(
+        SITE.replace("select: {schedule: nights}", "select: {schedule: nights}, suppress: {window: 1s}")
+    )
+
+    def at(clock: str) -> Event:
+        made = event(Kind.MOTION_DETECTED, "night-motion", type_=SensorType.MOTION)
+        return made.replace(time=datetime.fromisoformat(f"2026-11-21T{clock}+00:00"))
+
+    async with correlator(world):
+        before, first, held, after = map(at, ("21:59:59", "22:00:00", "05:59:59", "06:00:00"))
+        tell(world, before, first)
+        assert [one.id for one in seen(world)] == [first.id]
+        tell(world, held, after)
+        one = await folded(world)
+        await until(lambda: len(receipted(world)) == 3)
+    assert (one.data.count, one.time) == (1, held.time)
+    assert [each.id for each in seen(world)] == [first.id, one.id]
+
+
 async def test_after_a_quiet_window_the_next_one_passes_at_once(world: World) -> None:
     async with correlator(world) as part:
         tell(world, motion())
