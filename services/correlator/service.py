@@ -23,7 +23,7 @@ from shared import metrics
 from shared.bus import Message
 from shared.copies import MOST, Share, name_of
 from shared.custody import LANES, OUTBOX_SCHEMA, Entry, Receipts, Sender
-from shared.events import Event, Malformed, SensorType, id_key, utcnow
+from shared.events import Event, Malformed, SensorType, Severity, id_key, utcnow
 from shared.service import Part, Runtime
 from shared.store import StoreFull
 
@@ -129,7 +129,9 @@ class Correlator(Part):
                 return
         targets = self._plan.targets(event, place)
         if event.source not in self._sources and not event.data.replayed:
-            window = place.suppress if targets else None  # the first of what nobody wants is told nobody
+            # The first of what nobody wants is told nobody; a second alarm may be another fire.
+            folds = targets and event.data.severity is not Severity.LIFE_SAFETY
+            window = place.suppress if folds else None
             verdict = self._chatter.judge(event, message.response_topic, window, targets, again=message.again)
             if verdict is Verdict.HOLD:
                 return

@@ -542,7 +542,8 @@ class Select(Model):
 
 
 class Suppress(Model):
-    """Repeats of one kind from one sensor within the window become one event with a count."""
+    """Repeats of one kind from one sensor within the window become one event with a count. Events of life
+    safety never wait for that: each passes at once."""
 
     window: Duration = Field(description="How long after an event its repeats are counted; 0 for none.")
 

@@ -319,6 +319,20 @@ async def test_what_a_schedule_leaves_out_holds_up_nothing_and_hides_nothing(wor
     assert [each.id for each in seen(world)] == [first.id, one.id]
 
 
+async def test_life_safety_is_never_held(world: World) -> None:
+    world.change("suppress: {window: 1h}" + SITE)
+    async with correlator(world):
+        cleared = event(Kind.SMOKE_CLEARED, "kitchen-smoke", type_=SensorType.SMOKE, device="panel")
+        made = [fire(device="panel"), cleared, fire(device="panel")]
+        tell(world, *made)
+        assert [one.id for one in seen(world)] == [one.id for one in made]
+        # Where the site file says that it is none, it is folded like the rest.
+        tell(
+            world, fire(device="panel", severity=Severity.INFO), fire(device="panel", severity=Severity.INFO)
+        )
+        assert len(seen(world)) == 4
+
+
 async def test_after_a_quiet_window_the_next_one_passes_at_once(world: World) -> None:
     async with correlator(world) as part:
         tell(world, motion())
