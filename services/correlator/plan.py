@@ -21,6 +21,13 @@ class View:
     vms: bool
     """Whether the VMS knows the camera."""
 
+    def time(self, at: datetime) -> datetime:
+        """The time of an event on the camera's clock."""
+        try:
+            return at + self.offset
+        except OverflowError:
+            return at  # an end of the calendar, such as the year 1 of a time that nobody set
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

@@ -230,7 +230,7 @@ def sighting(
     data: dict[str, object] = {
         "event": orjson.Fragment(body),
         "cameras": [
-            {"id": view.id, "name": view.name, "time": event.time + view.offset, "vms": view.vms}
+            {"id": view.id, "name": view.name, "time": view.time(event.time), "vms": view.vms}
             for view in place.views
         ],
         "targets": targets,

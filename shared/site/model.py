@@ -968,5 +968,8 @@ class Site(Model):
         return found if isinstance(found, model) else model()
 
     def active(self, schedule: str, at: datetime) -> bool:
-        """Whether a schedule holds at a moment (aware)."""
-        return self.schedules[schedule].active(at.astimezone(self.zone))
+        """Whether a schedule holds at a moment (aware); none does at an end of the calendar."""
+        try:
+            return self.schedules[schedule].active(at.astimezone(self.zone))
+        except OverflowError:
+            return False

@@ -156,6 +156,19 @@ def test_a_schedule_is_judged_by_the_events_time(tmp_path: Path) -> None:
         assert plan.targets(late, place) == targets
 
 
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59+00:00"])
+@pytest.mark.parametrize("timezone", ["America/Chicago", "Europe/Berlin"])
+async def test_an_event_from_an_end_of_the_calendar_is_passed_on(
+    at: str, timezone: str, tmp_path: Path
+) -> None:
+    """The first is what a program says that never set a time."""
+    text = SITE.replace("camio: {", "camio: {select: {not: {schedule: nights}}, ")
+    world = World(tmp_path, site_of(f"timezone: {timezone}{text}", tmp_path))
+    async with correlator(world):
+        tell(world, made := event().replace(time=datetime.fromisoformat(at)))
+        assert seen(world) == [made]
+
+
 @pytest.mark.parametrize(
     "payload",
     [b"", b"\xff", b"null", b'{"specversion":"1.0","id":"x"}', event().to_bytes()[:-9]],
