@@ -259,11 +259,14 @@ async def _work(runtime: Runtime, part: Part, follower: Follower) -> None:
 
 async def _follow_site(runtime: Runtime, follower: Follower) -> None:
     def changed(site: Site) -> None:
+        if site.site != runtime.site.site:
+            metrics.SITE_WRONG.set(1)
+            reason = "the id of the site can't change while services run; restart them all"
+            log.error(reason)
+            runtime.trouble("site file", f"{reason}; the last good one is in force")
+            return
         metrics.SITE_WRONG.set(0)
         runtime.trouble("site file", None)
-        if site.site != runtime.site.site:
-            log.error("the id of the site can't change while services run; restart them all")
-            return
         metrics.SITE_LOADED.set_to_current_time()
         runtime.site = site
         metrics.COPIES.labels(runtime.service).set(runtime.copies)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pydantic import field_validator
 
 from shared.events import Kind, SensorType, Severity
+from shared.service import _follow_site
 from shared.site import (
     AnyDevice,
     CameraRef,
@@ -35,6 +36,7 @@ from shared.site import (
     load,
 )
 from shared.site.checking import MOST_MISTAKES, read
+from tests.gateway import TOPICS, World, until
 from tests.unit.fuzz_site import GOOD, ROOMS, WORDS, Device, Settings, fuzz_one
 
 
@@ -696,3 +698,27 @@ async def test_running_a_follower(tmp_path: Path) -> None:
         assert (await asyncio.wait_for(changed.get(), 20)).cameras["lobby"].name == "Foyer"
     finally:
         running.cancel()
+
+
+async def test_another_id_of_the_site_is_not_taken_and_the_status_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("site: hq\n")
+    follower = Follower(path, partial(read, name=str(path)))
+    world = World(tmp_path, follower.site)
+    runtime = world.runtime("correlator")
+    following = asyncio.create_task(_follow_site(runtime, follower))
+
+    def status() -> dict[str, Any]:
+        said = world.hub.of(TOPICS.service("correlator"))
+        data: dict[str, Any] = said[-1].json()["data"] if said else {"status": None}
+        return data
+
+    try:
+        path.write_text("site: other\n")
+        await until(lambda: status()["status"] == "degraded")
+        assert "the id of the site can't change" in status()["reason"]
+        assert runtime.site.site == "hq"
+        path.write_text("site: hq\n")
+        await until(lambda: status()["status"] == "online")
+    finally:
+        following.cancel()
