@@ -124,7 +124,7 @@ class Correlator(Part):
             settled = place is not None and event.data.sensor.type is SensorType.DEVICE
             if not settled and abs(utcnow() - event.recordedtime) < _PATIENCE_FOR_MAP:
                 return
-            if place is None:
+            if place is None or not (settled or place.views or self._plan.targets(event, place)):
                 self._on_unknown(event, message)
                 return
         targets = self._plan.targets(event, place)
@@ -157,7 +157,7 @@ class Correlator(Part):
         if event.data.sensor.id not in self._said_unknown:
             self._said_unknown.add(event.data.sensor.id)
             log.error(
-                "the site file names neither the sensor nor its device: nobody is told",
+                "the site file names neither the sensor nor a camera of its device: nobody is told",
                 extra={"event": event.id, "sensor": event.data.sensor.id, "device": event.data.sensor.device},
             )
         self._receipt(message.response_topic, event.id)

@@ -243,6 +243,19 @@ def cameras(of: World) -> list[tuple[str, list[str]]]:
     return [(one.id, [camera.id for camera in one.data.cameras]) for one in made]
 
 
+async def test_an_event_whose_sensor_is_gone_from_the_file_is_not_dropped_in_silence(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The panel names no cameras of its own. An adapter may have it since before the sensor was renamed."""
+    async with correlator(world) as part:
+        before = part._unknown._value.get()
+        tell(world, old := fire("old-smoke", device="panel", age=61))
+        await until(lambda: receipted(world) == [old.id])
+        assert part._unknown._value.get() == before + 1
+    [said] = [one for one in caplog.records if "nobody is told" in one.message]
+    assert vars(said)["sensor"] == "old-smoke"
+
+
 async def test_a_new_map_holds_from_the_next_event_on(world: World) -> None:
     async with correlator(world):
         bus = world.hub.buses[-1]
