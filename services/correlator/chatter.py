@@ -95,6 +95,14 @@ class Chatter:
         for key in [key for key in self._windows if not mine(key[0])]:
             self._held -= self._windows.pop(key).held.keys()
 
+    def follow(self, suppress: Callable[[str], timedelta | None]) -> None:
+        """Take up what a new site file says of sensors: what is open closes as if that had always held."""
+        for window in self._windows.values():
+            said = suppress(window.key[0])
+            length = said.total_seconds() if said is not None else 0.0
+            window.closes += length - window.length
+            window.length = length
+
     def _open(self, key: Key, length: float) -> None:
         self._windows[key] = Window(key, length, self._now() + length)
 

@@ -86,6 +86,11 @@ class Plan:
         """The place of the event's sensor; None if the site file does not name it."""
         return self._places.get(event.data.sensor.id)
 
+    def suppress(self, sensor: str) -> timedelta | None:
+        """The window of a sensor's repeats; None where they are not folded."""
+        place = self._places.get(sensor)
+        return place.suppress if place is not None else None
+
     def device_place(self, event: Event) -> Place | None:
         """The place of the event's device: where an event goes whose sensor is not in the site file."""
         return self._places.get(event.data.sensor.device)

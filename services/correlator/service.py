@@ -71,6 +71,7 @@ class Correlator(Part):
         if self.runtime.site is not self._plan.site:
             self._plan = Plan(self.runtime.site)
             self._said_unknown.clear()
+            self._chatter.follow(self._plan.suppress)
             self._divide()
 
     def _divide(self) -> None:

@@ -380,6 +380,23 @@ async def test_what_is_held_is_told_once_though_suppression_ends_meanwhile(world
     assert one.data.count == 3
 
 
+async def test_a_shorter_window_holds_for_what_is_held_and_for_a_chatter_that_goes_on(world: World) -> None:
+    world.change(SITE.replace("window: 300ms", "window: 1h"))
+    async with correlator(world) as part:
+        tell(world, motion(), held := motion())
+        world.change(SITE)
+        one = await folded(world)
+        assert one.time == held.time
+        tell(world, motion())
+        await until(lambda: len(seen(world)) == 3)
+        # With the end of suppression nothing waits any longer.
+        world.change(SITE.replace("window: 300ms", "window: 1h"))
+        tell(world, motion())
+        world.change(SITE.replace(", suppress: {window: 300ms}", ""))
+        await until(lambda: len(seen(world)) == 4)
+        await until(lambda: not part._chatter._windows)
+
+
 async def test_what_is_held_is_not_lost_with_the_correlator(world: World) -> None:
     made = [motion() for _ in range(5)]
     async with correlator(world):
