@@ -27,6 +27,7 @@ from shared.model import (
     ValidationInfo,
     WithJsonSchema,
     WrapValidator,
+    field_validator,
     model_validator,
 )
 
@@ -837,6 +838,17 @@ class Targets(Model):
 
     vms: VmsTarget | None = Field(default=None, description="The VMS.")
     camio: CamioTarget | None = Field(default=None, description="Camio.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_in_vain(cls, value: Any, info: ValidationInfo) -> Any:
+        """`vms:` with nothing after it would name no target, though it looks as if."""
+        if value is None:
+            raise mistake(
+                "there is no value here, so this is not told of anything",
+                f"write `{info.field_name}: {{}}`, or leave the key out",
+            )
+        return value
 
     def items(self) -> list[tuple[str, Target]]:
         """The targets that are there, by name."""

@@ -107,6 +107,9 @@ def test_a_further_target_is_allowed_when_registered() -> None:
     site = site_of(text, targets={"pager": Pager})
     assert [name for name, _ in site.targets.items()] == ["vms", "camio", "pager"]
     assert "targets.pager: nothing is called" in mistakes_of(text)[0]
+    empty = text.replace('{number: "110"}', "")
+    [said] = mistakes_of(empty, targets={"pager": Pager})
+    assert "targets.pager: there is no value here" in said
 
 
 @pytest.mark.parametrize(
@@ -213,6 +216,9 @@ SAID = [
     ("cameras: [lobby]}", "cameras: [lobby, {camera: lobby, offset: 1s}]}",
      'site.yaml:17:55 devices.panel.sensors.kitchen-smoke.cameras: camera "lobby" stands here twice, and '
      'would get each event twice; keep one of them'),
+    ("  vms: {event_names", "  vms:  # {event_names",
+     'site.yaml:31:7 targets.vms: there is no value here, so this is not told of anything; '
+     'write `vms: {}`, or leave the key out'),
 ]  # fmt: skip
 
 
