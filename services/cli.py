@@ -275,13 +275,24 @@ def _backup_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
+    code = 0
+    try:
+        try:
+            code = _answer(argv)
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        # Nobody reads on. What is still to be written would be complained of when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _answer(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     try:
         return _dispatch(args)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 0
     except WrongSetting as error:
         print(error, file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -76,3 +77,17 @@ async def test_a_broker_that_is_away_is_told_without_its_login(
     assert process.returncode == 0, said
     assert f"mqtt://127.0.0.1:{free_ports[0]}" in said
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(("--help",), 0), (("check", "/nowhere/site.yaml"), 2)])
+async def test_a_command_that_nobody_reads_says_no_more(arguments: tuple[str, ...], code: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environ = {name: value for name, value in clean_environment().items() if name != "PYTHONUNBUFFERED"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli", *arguments,
+        cwd=ROOT, env=environ, stdout=writing, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writing)
+    _, said = await process.communicate()
+    assert (said.decode(), process.returncode) == ("", code)
