@@ -425,6 +425,7 @@ async def play(
     )
     console.line("Ctrl-C ends." if seconds is None else f"Ends after {seconds:g} s.")
     console.line()
+    console.on_failure = lambda _: stopping.set()
     tally, story = _Tally(), Story(console)
     bus = Bus(endpoint, f"tocsin-demo-{os.getpid()}")
     topics = Topics(world.site["site"])

@@ -33,9 +33,17 @@ class Console:
     def __init__(self, write: Callable[[str], object], *, colour: bool) -> None:
         self._write = write
         self._colour = colour
+        self.on_failure: Callable[[OSError], None] | None = None
+        """Told of what cannot be written, which is raised otherwise: the bus passes over what a handler
+        raises."""
 
     def line(self, text: str = "") -> None:
-        self._write(text + "\n")
+        try:
+            self._write(text + "\n")
+        except OSError as error:
+            if self.on_failure is None:
+                raise
+            self.on_failure(error)
 
     def paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
@@ -147,7 +155,7 @@ def site_topics(settings: Settings) -> Topics:
 
 
 async def main(settings: Settings, *, as_json: bool) -> int:
-    """Watch until interrupted."""
+    """Watch until interrupted, or until nobody reads it any more. Raises OSError then."""
     endpoint = settings.endpoint(Secrets(settings.secrets_dir))
     bus = Bus(endpoint, f"tocsin-watch-{os.getpid()}")
     topics = site_topics(settings)
@@ -163,6 +171,16 @@ async def main(settings: Settings, *, as_json: bool) -> int:
         subscribe(bus, topics, Story(console), broken=lambda text: print(text, file=sys.stderr))
         bus.on_joined(lambda: print(f"watching {without_login(endpoint.url)}; Ctrl-C ends", file=sys.stderr))
     bus.on_trouble = lambda text: print(text, file=sys.stderr)
+    watching = asyncio.ensure_future(bus.run())
+    failures: list[OSError] = []
+
+    def failed(error: OSError) -> None:
+        failures.append(error)
+        watching.cancel()
+
+    console.on_failure = failed
     with contextlib.suppress(asyncio.CancelledError):
-        await bus.run()
+        await watching
+    if failures:
+        raise failures[0]
     return 0

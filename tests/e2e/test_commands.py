@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sys
 from datetime import datetime
 
 import pytest
@@ -143,6 +145,44 @@ async def test_watch_tells_the_story_of_each_event(house: House) -> None:
     assert "\x1b" not in told.last_words(100)
     kinds = {json.loads(line)["type"] for line in raw.last_words(100).splitlines()}
     assert kinds == {"tocsin.pos.refund.v1", "tocsin.sighting.v1", "tocsin.delivery.v1"}
+
+
+@pytest.mark.parametrize("how", [(), ("--json",)])
+async def test_watch_ends_when_nobody_reads_it_any_more(house: House, how: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    watching = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli", "watch", *how,
+        env=house.settings(), stdout=writing, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writing)
+    os.set_blocking(reading, False)
+    number = 0
+
+    async def report() -> None:
+        nonlocal number
+        number += 1
+        assert await house.script("pos.refund", f"unread-{len(how)}-{number}") == 200
+
+    async def read() -> bytes:
+        await report()
+        with contextlib.suppress(BlockingIOError):
+            return os.read(reading, 1000)
+        return b""
+
+    async def ended() -> bool:
+        await report()
+        return watching.returncode is not None
+
+    try:
+        assert b"pos.refund" in await until(read)
+        os.close(reading)
+        await until(ended, 15)
+    finally:
+        if watching.returncode is None:
+            watching.kill()
+    _, said = await watching.communicate()
+    assert watching.returncode == 0
+    assert [line for line in said.decode().splitlines() if not line.startswith("watching ")] == []
 
 
 async def test_dead_letters_are_listed_and_replayed(house: House) -> None:
