@@ -25,6 +25,7 @@ _COLOURS = {
     Severity.INFO: "32",
 }
 _MOST_OPEN = 1000
+_MOST_TOLD = 100_000
 
 
 class Console:
@@ -65,8 +66,13 @@ class Story:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._open: dict[str, tuple[Event, set[str], list[str]]] = {}
+        self._told: dict[str, bool] = {}
+        """Ids of the events that have had their first line, and whether their last as well."""
 
     def event(self, event: Event) -> None:
+        if event.id in self._told:
+            return  # published again, since nobody has taken it yet
+        self._remember(event.id, ended=False)
         data = event.data
         kind = self._console.paint(f"{data.kind:<27}", _COLOURS[data.severity])
         flags = "".join(
@@ -81,6 +87,8 @@ class Story:
 
     def sighting(self, sighting: Sighting) -> None:
         event = sighting.data.event
+        if self._told.get(event.id):
+            return
         told_at = sighting.data.cameras if "vms" in sighting.data.targets else ()
         expected = {f"vms:{seen.id}" for seen in told_at if seen.vms is not False}
         expected |= {target for target in sighting.data.targets if target != "vms"}
@@ -109,7 +117,13 @@ class Story:
             told.append(said)
         if not expected:
             del self._open[data.event]
+            self._remember(data.event, ended=True)
             self._console.line(f"{'':13}{arrow} {event.data.sensor.id}: {', '.join(sorted(told))}")
+
+    def _remember(self, event: str, *, ended: bool) -> None:
+        self._told[event] = ended
+        if len(self._told) > _MOST_TOLD:
+            del self._told[next(iter(self._told))]
 
 
 def _length(seconds: float) -> str:

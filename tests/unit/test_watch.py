@@ -43,3 +43,20 @@ def test_an_event_is_told_when_the_last_camera_has_it_that_is_in_the_vms() -> No
     assert told.lines == []
     told.delivery(one, "shop")
     assert [line.strip() for line in told.lines] == ["→ till-1: vms:lobby 12 ms, vms:shop 12 ms"]
+
+
+def test_an_event_is_told_once_though_it_is_published_until_somebody_takes_it() -> None:
+    told, one, other = Told(), event(Kind.POS_SALE, "till-1"), event(Kind.POS_VOID, "till-1")
+    for made in (one, one, other, one):
+        told.story.event(made)
+        told.story.sighting(sighting(made))
+    assert [line.split()[1] for line in told.lines] == ["pos.sale", "pos.void"]
+    told.delivery(one, "lobby")
+    # The receipt was lost: it comes again, and is not waited for again.
+    told.story.event(one)
+    told.story.sighting(sighting(one))
+    told.delivery(one, "lobby")
+    assert [line.strip().split("→ ")[1] for line in told.lines[2:]] == [
+        "till-1: vms:lobby 12 ms",
+        "till-1: vms:lobby 12 ms (pos.sale, earlier)",
+    ]
