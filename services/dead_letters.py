@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from services.watch import Console, site_topics
+from services.watch import Console, printable, site_topics
 from shared.bus import Bus, Message
 from shared.copies import name_of, split
 from shared.events import PLAIN_JSON
@@ -221,7 +221,7 @@ def _tell_letters(console: Console, target: str, letters: list[dict[str, Any]]) 
         tried = "tried once" if letter["attempts"] == 1 else f"tried {letter['attempts']} times"
         number = _number(letter["copy"], letter["seq"])
         console.line(f"{number:>6}  {happened}  {letter['kind']:<27} {place}")
-        console.line(f"{'':8}{letter['reason']} ({tried}; event {letter['event']})")
+        console.line(f"{'':8}{printable(letter['reason'])} ({tried}; event {letter['event']})")
     console.line(f"{_letters(len(letters))}. Once the cause is put right: tocsin dead-letters replay --all")
 
 

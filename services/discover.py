@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import yaml
 
 from services import rooms
+from services.watch import printable
 
 
 class Found(Protocol):
@@ -59,11 +60,6 @@ def snippet(found: Sequence[Found]) -> str:
     return said
 
 
-def _printable(text: str) -> str:
-    """Without what would do more to a terminal than be read: it comes from the network."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]
-
-
 async def main(protocol: str, *, duration: float, address: str | None, interface: str | None) -> int:
     """Ask, print, and return the exit code: 0, 1 if nothing answered, 2 if it could not be asked."""
     try:
@@ -91,6 +87,6 @@ async def main(protocol: str, *, duration: float, address: str | None, interface
         )
         return 1
     for one in found:
-        print(f"# {_printable(one.device_id)}: {_printable(one.about)}")
+        print(f"# {printable(one.device_id)[:200]}: {printable(one.about)[:200]}")
     print(f"# For the site file, with its sensors and secrets:\n{snippet(found)}", end="")
     return 0

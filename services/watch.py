@@ -28,6 +28,11 @@ _MOST_OPEN = 1000
 _MOST_TOLD = 100_000
 
 
+def printable(text: str) -> str:
+    """Without what would do more to a terminal than be read: it comes from the network."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 class Console:
     """Lines for people. Colours only on a terminal that wants them."""
 
@@ -82,7 +87,7 @@ class Story:
                 " (gateway's time)" if data.time_source == "gateway" else "",
             ]
         )
-        who = f" by {data.actor.name or data.actor.id}" if data.actor else ""
+        who = f" by {printable(data.actor.name or data.actor.id or '')}" if data.actor else ""
         self._console.line(f"{_clock(event.time)} {kind} {data.sensor.name}{who}{flags}")
 
     def sighting(self, sighting: Sighting) -> None:
@@ -104,7 +109,7 @@ class Story:
         if data.outcome is Outcome.DELIVERED:
             said = f"{place} {_length(data.seconds)}" + (f" by copy {copy}" if copy else "")
         else:
-            said = self._console.paint(f"{place} REFUSED ({data.reason})", "1;31")
+            said = self._console.paint(f"{place} REFUSED ({printable(data.reason or '')})", "1;31")
         arrow = self._console.paint("→", "2")
         found = self._open.get(data.event)
         if found is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.watch import Console, Story
-from shared.events import Delivery, DeliveryData, Event, Kind, Outcome, utcnow
+from shared.events import Actor, Delivery, DeliveryData, Event, Kind, Outcome, utcnow
 from tests.gateway import event, sighting
 
 
@@ -14,11 +14,12 @@ class Told:
         self.lines: list[str] = []
         self.story = Story(Console(self.lines.append, colour=False))
 
-    def delivery(self, of: Event, camera: str, by: str = "vms-publisher") -> None:
+    def delivery(self, of: Event, camera: str, by: str = "vms-publisher", refused: str | None = None) -> None:
         now = utcnow()
         data = DeliveryData(
             event=of.id, sensor="till-1", kind=of.data.kind, target="vms", camera=camera,
-            outcome=Outcome.DELIVERED, recordedtime=now, seconds=0.012,
+            outcome=Outcome.DEAD_LETTER if refused else Outcome.DELIVERED, reason=refused, recordedtime=now,
+            seconds=0.012,
         )  # fmt: skip
         self.story.delivery(Delivery(id="d", source=f"/hq/{by}", time=now, data=data))
 
@@ -60,3 +61,14 @@ def test_an_event_is_told_once_though_it_is_published_until_somebody_takes_it() 
         "till-1: vms:lobby 12 ms",
         "till-1: vms:lobby 12 ms (pos.sale, earlier)",
     ]
+
+
+def test_what_devices_and_targets_say_does_nothing_to_the_terminal() -> None:
+    told, one = Told(), event(Kind.POS_SALE, "till-1")
+    told.story.event(one.replace(data=one.data.replace(actor=Actor(name="Jo\n12:00 \x1b[2JDoe"))))
+    told.story.sighting(sighting(one))
+    told.delivery(one, "lobby", refused="no\r\x1b]0;such camera")
+    assert len(told.lines) == 2
+    assert all(line.removesuffix("\n").isprintable() for line in told.lines)
+    assert "by Jo?12:00 ?[2JDoe" in told.lines[0]
+    assert "REFUSED (no??]0;such camera)" in told.lines[1]
