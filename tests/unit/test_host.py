@@ -365,6 +365,22 @@ async def test_a_wrong_clock_is_reported_once_and_its_time_not_used(world: World
     assert [round(one / 60) for one in offsets] == [-60, 2]
 
 
+async def test_a_clock_at_the_edge_of_what_is_allowed_is_reported_once(world: World) -> None:
+    async with house(world) as here:
+        # It tells whole seconds: the same clock is measured up to a second apart.
+        for offset in (60.2, 59.4, 60.3, 59.3, 60.5):
+            here.context.heard("controller", clock=utcnow() + timedelta(seconds=offset))
+            await asyncio.sleep(0.02)
+        await until(lambda: here.events(Kind.DEVICE_CLOCK_WRONG))
+        here.context.heard("controller", clock=utcnow())
+        here.context.heard("controller", clock=utcnow() - timedelta(seconds=61))
+        await until(lambda: len(here.events(Kind.DEVICE_CLOCK_WRONG)) > 1)
+    assert [one.data.details["offset_seconds"][:3] for one in here.events(Kind.DEVICE_CLOCK_WRONG)] == [
+        "60.",
+        "-61",
+    ]
+
+
 # ── silence ──────────────────────────────────────────────────────────────────────────────────────
 
 
