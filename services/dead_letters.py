@@ -26,6 +26,8 @@ from shared.settings import Settings
 from shared.site import SiteError, load
 
 _PATIENCE = 10.0
+_MOST = 1000
+"""How many letters of each copy are listed."""
 _OTHERS = 0.3
 """How long copies that the site file no longer declares have to answer after the last that it does."""
 
@@ -126,7 +128,7 @@ async def main(settings: Settings, args: argparse.Namespace) -> int:
     try:
         copies = _copies(settings, args.target)
         if args.verb == "list":
-            answers = await ask(settings, service, "dead-letters", {}, copies)
+            answers = await ask(settings, service, "dead-letters", {"limit": _MOST + 1}, copies)
         elif named is None:
             answers = await ask(settings, service, "replay", {"seqs": "all"}, copies)
         else:
@@ -167,13 +169,15 @@ def _tell(
     letters = [
         {"copy": split(name)[1], **letter}
         for name, answer in answers.items()
-        for letter in answer.get("dead_letters", ())
+        for letter in answer.get("dead_letters", ())[:_MOST]
     ]
     letters.sort(key=lambda letter: (letter["since"], letter["copy"], letter["seq"]))
     if args.json:
         console.line(orjson.dumps(letters, option=orjson.OPT_INDENT_2).decode())
     else:
         _tell_letters(console, args.target, letters)
+    if any(len(answer.get("dead_letters", ())) > _MOST for answer in answers.values()):
+        print(f"there are more: the oldest {_MOST} of each copy are listed", file=sys.stderr)
     return 0
 
 
