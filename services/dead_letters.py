@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
+import mqtt5
 import orjson
 
 from services.watch import Console, printable, site_topics
@@ -68,6 +69,10 @@ async def ask(
         if not done.done():
             done.set_exception(NoAnswer(text))
 
+    def on_asked(code: mqtt5.PubAckReasonCode) -> None:
+        if code is mqtt5.PubAckReasonCode.NOT_AUTHORIZED:
+            on_trouble("the broker does not let this user ask: dead-letters needs the user operator")
+
     reply = topics.reply(client)
     bus.subscribe(reply, on_answer)
     bus.on_trouble = on_trouble
@@ -79,6 +84,7 @@ async def ask(
             response_topic=reply,
             correlation=correlation,
             content_type=PLAIN_JSON,
+            acked=on_asked,
         )
 
     bus.on_joined(send)

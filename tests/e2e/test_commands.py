@@ -217,14 +217,18 @@ async def three(house: House) -> list[str]:
 
 
 async def test_dead_letters_says_what_is_wrong(house: House) -> None:
-    nothing, missing, several, unknown, no_site, no_login = await asyncio.gather(
+    nothing, missing, several, unknown, no_site, no_login, no_right = await asyncio.gather(
         house.tocsin("dead-letters", "replay"),
         house.tocsin("dead-letters", "replay", "4711"),
         house.tocsin("dead-letters", "replay", "4711", "4712"),
         house.tocsin("dead-letters", "list", "--target", "camioo"),
         house.tocsin("dead-letters", "list", TOCSIN_SITE="/nowhere/site.yaml"),
         house.tocsin("dead-letters", "list", TOCSIN_MQTT_PASSWORD="wrong"),
-    )
+        house.tocsin(
+            "dead-letters", "list",
+            TOCSIN_MQTT_USERNAME="reader", TOCSIN_MQTT_PASSWORD=house.passwords["reader"],
+        ),
+    )  # fmt: skip
     assert (nothing.code, nothing.err) == (2, "name the numbers to replay, or --all\n")
     see = "; see `tocsin dead-letters list`\n"
     assert (missing.code, missing.out) == (1, "")
@@ -237,6 +241,8 @@ async def test_dead_letters_says_what_is_wrong(house: House) -> None:
     assert no_login.code == 1
     assert "not authorized" in no_login.err
     assert len(no_login.err.splitlines()) == 1
+    assert no_right.code == 1
+    assert no_right.err == "the broker does not let this user ask: dead-letters needs the user operator\n"
 
 
 async def test_a_service_that_there_is_not(house: House) -> None:
