@@ -122,6 +122,9 @@ async def main(settings: Settings, args: argparse.Namespace) -> int:
     service = f"{args.target}-publisher"
     console = Console.of_stdout()
     named: list[tuple[int, int]] | None = None
+    if args.verb == "replay" and args.all and args.seqs:
+        print("name the numbers to replay, or --all, not both", file=sys.stderr)
+        return 2
     if args.verb == "replay" and not args.all:
         try:
             named = [letter(text) for text in args.seqs]

@@ -217,8 +217,9 @@ async def three(house: House) -> list[str]:
 
 
 async def test_dead_letters_says_what_is_wrong(house: House) -> None:
-    nothing, missing, several, unknown, no_site, no_login, no_right = await asyncio.gather(
+    nothing, both, missing, several, unknown, no_site, no_login, no_right = await asyncio.gather(
         house.tocsin("dead-letters", "replay"),
+        house.tocsin("dead-letters", "replay", "4711", "--all"),
         house.tocsin("dead-letters", "replay", "4711"),
         house.tocsin("dead-letters", "replay", "4711", "4712"),
         house.tocsin("dead-letters", "list", "--target", "camioo"),
@@ -230,6 +231,7 @@ async def test_dead_letters_says_what_is_wrong(house: House) -> None:
         ),
     )  # fmt: skip
     assert (nothing.code, nothing.err) == (2, "name the numbers to replay, or --all\n")
+    assert (both.code, both.err) == (2, "name the numbers to replay, or --all, not both\n")
     see = "; see `tocsin dead-letters list`\n"
     assert (missing.code, missing.out) == (1, "")
     assert missing.err == f"no dead letter has the number 4711{see}"
