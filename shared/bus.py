@@ -104,11 +104,28 @@ class Endpoint:
         return username, password.encode() if password is not None else None
 
     def tls_context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+        """Raises OSError, with the files' names, if they are not what they should be."""
+        try:
+            context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+        except OSError as error:
+            raise _unusable(f"the CA file {self.ca}", error) from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.cert:
-            context.load_cert_chain(self.cert, self.key)
+            try:
+                context.load_cert_chain(self.cert, self.key)
+            except OSError as error:
+                key = f" with the key {self.key}" if self.key else ""
+                raise _unusable(f"the certificate {self.cert}{key}", error) from None
         return context
+
+
+class UnusableFile(OSError):
+    """A file of TLS cannot be used; the text says which, and why."""
+
+
+def _unusable(what: str, error: OSError) -> UnusableFile:
+    # What ssl says of a file that is not there does not name it.
+    return UnusableFile(f"{what} cannot be used: {error.strerror or error}")
 
 
 class Message:
@@ -584,6 +601,8 @@ class Bus:
             await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
 
     def _why(self, error: Exception) -> str:
+        if isinstance(error, UnusableFile):
+            return str(error)
         with contextlib.suppress(ValueError):
             host, port, _ = self._endpoint.address()
             if words := unreached(error, f"{host}:{port}"):

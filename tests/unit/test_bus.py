@@ -507,12 +507,28 @@ def test_the_password_of_an_address_is_kept_out_of_texts() -> None:
     assert "hunter2" not in repr(Settings(mqtt_url="mqtt://a:hunter2@host", mqtt_password="hunter2"))
 
 
-async def test_a_certificate_that_is_not_there_is_said_and_not_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"ca": "none.crt"}, "the CA file {}/none.crt cannot be used: No such file or directory"),
+        ({"ca": "text"}, "the CA file {}/text cannot be used: [X509"),
+        (
+            {"cert": "none.crt", "key": "text"},
+            "the certificate {0}/none.crt with the key {0}/text cannot be used: No such file or directory",
+        ),
+    ],
+)
+async def test_a_certificate_that_is_not_there_is_said_and_not_the_end(
+    files: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text("no certificate")
     troubles: list[str] = []
-    bus = Bus(Endpoint("mqtts://127.0.0.1", ca=tmp_path / "none.crt"), "a", longest_pause=0.1)
+    named = {what: tmp_path / name for what, name in files.items()}
+    bus = Bus(Endpoint("mqtts://127.0.0.1", **named), "a", longest_pause=0.1)  # type: ignore[arg-type]
     bus.on_trouble = troubles.append
     async with connected(bus):
         await until(lambda: troubles)
+    assert troubles[0].startswith(f"no connection to mqtts://127.0.0.1: {said.format(tmp_path)}")
 
 
 def test_the_login_of_an_address() -> None:

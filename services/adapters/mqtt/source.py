@@ -18,7 +18,7 @@ from typing import Literal
 import mqtt5
 
 from services.adapters.mqtt import mqtt311
-from shared.bus import BrokerRefused, Connection, Endpoint
+from shared.bus import BrokerRefused, Connection, Endpoint, UnusableFile
 from shared.reaching import unreached
 
 log = logging.getLogger("tocsin.adapter.mqtt")
@@ -280,6 +280,8 @@ def explain(error: BaseException, endpoint: Endpoint) -> str:
     if said := unreached(error, where, there="whether the broker runs"):
         return said
     match error:
+        case UnusableFile():
+            return str(error)
         case ssl.SSLCertVerificationError() if "ostname mismatch" in str(
             error
         ) or "IP address mismatch" in str(error):
@@ -297,8 +299,6 @@ def explain(error: BaseException, endpoint: Endpoint) -> str:
             )
         case BrokerRefused():
             return _refused(str(error), endpoint)
-        case FileNotFoundError():
-            return f"there is no file {error.filename}"
         case Unsupported() if not tls:
             return f"{error}; does {where} want TLS (mqtts://)?"
         case Unsupported():

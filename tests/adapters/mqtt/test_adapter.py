@@ -606,7 +606,9 @@ async def test_a_probe_says_what_is_wrong_and_disturbs_nobody(
     assert "is it a port with TLS?" in await said(chime(f"mqtts://127.0.0.1:{broker.port}"))
     async with listening(web_server) as port:
         assert "does not speak TLS" in await said(chime(f"mqtts://127.0.0.1:{port}"))
-    assert "there is no file" in await said(chime(f"mqtts://127.0.0.1:{broker.port}", ca_file="/no/ca.crt"))
+    assert "the CA file /no/ca.crt cannot be used: No such file" in await said(
+        chime(f"mqtts://127.0.0.1:{broker.port}", ca_file="/no/ca.crt")
+    )
     async with secured(tmp_path / "tls", {"tocsin": "right"}, folder) as strict:
         address = f"127.0.0.1:{strict.port}"
         assert "not trusted" in await said(chime(f"mqtts://{address}"))
