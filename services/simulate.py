@@ -126,10 +126,12 @@ async def main(settings: Settings, args: argparse.Namespace) -> int:
         _known(f"sensor of {args.device}", args.sensor, device.sensors)
         limit = 1 if args.count is None and not args.every else args.count
         async with speaker(args.device, device, Secrets(settings.secrets_dir), args.to) as said:
+            stamp = 0
             for sent in itertools.count() if limit is None else range(limit):
                 if sent and args.every:
                     await asyncio.sleep(args.every)
-                marker = f"simulated-{int(time.time() * 1000):x}"
+                stamp = max(int(time.time() * 1000), stamp + 1)  # the same twice would be one event
+                marker = f"simulated-{stamp:x}"
                 await _send(said, args, kind, marker)
                 print(
                     f"{args.device} reported {kind} of {args.sensor}, and was acknowledged ({marker})",

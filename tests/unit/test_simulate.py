@@ -56,7 +56,12 @@ def settings(tmp_path: Path) -> Settings:
 class Said:
     """A device that counts what it reports."""
 
-    sent = 0
+    def __init__(self) -> None:
+        self.markers: list[str] = []
+
+    @property
+    def sent(self) -> int:
+        return len(self.markers)
 
     async def __aenter__(self) -> Said:
         return self
@@ -65,7 +70,7 @@ class Said:
         pass
 
     async def send(self, sensor: str, kind: Kind, marker: str) -> None:
-        self.sent += 1
+        self.markers.append(marker)
 
 
 async def simulated(settings: Settings, *words: str) -> int:
@@ -106,6 +111,16 @@ async def test_every_without_a_count_goes_on(settings: Settings, monkeypatch: py
         async with asyncio.timeout(0.5):
             await simulated(settings, *PANEL, "--to", f"{HOST}:1", "--every", "0.001")
     assert said.sent > 2
+
+
+async def test_what_is_reported_within_a_millisecond_is_told_apart(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Said()
+    monkeypatch.setattr(simulate, "speaker", lambda *_: said)
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
+    assert await simulated(settings, *PANEL, "--to", f"{HOST}:1", "--count", "20") == 0
+    assert len(set(said.markers)) == 20
 
 
 # ── whereto ──────────────────────────────────────────────────────────────────────────────────────
