@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +30,19 @@ custom event, with all that it said, on each camera that sees it.
   tocsin backup DIR               what is held, and the site file, in one archive, while all goes on
   tocsin restore ARCHIVE          put it back
 """
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+
+
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
 
 
 def _settings(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
@@ -164,10 +179,10 @@ def _parser() -> argparse.ArgumentParser:
         "(https://…, mqtts://…, udp://…, serial://…)",
     )
     simulate.add_argument(
-        "--every", type=float, metavar="SECONDS", help="again and again, with pauses of so many seconds"
+        "--every", type=_seconds, metavar="SECONDS", help="again and again, with pauses of so many seconds"
     )
     simulate.add_argument(
-        "--count", type=int, metavar="N", help="how often (default: once; with --every, without end)"
+        "--count", type=_count, metavar="N", help="how often (default: once; with --every, without end)"
     )
     _settings(simulate, ("site", "secrets_dir"))
 
@@ -180,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     discover.add_argument("protocol", help="the protocol, such as onvif")
     discover.add_argument(
-        "--seconds", type=float, default=4.0, metavar="N", help="how long to wait for answers (default: 4)"
+        "--seconds", type=_seconds, default=4.0, metavar="N", help="how long to wait for answers (default: 4)"
     )
     discover.add_argument(
         "--interface", metavar="ADDRESS", help="this machine's own address on the network to ask on"
@@ -196,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         "that speak their real protocols, and simulators of VMS and Camio; show each event on its way.",
     )
     demo.add_argument(
-        "--seconds", type=float, metavar="N", help="end after N seconds; exit code 0 if nothing is missing"
+        "--seconds", type=_seconds, metavar="N", help="end after N seconds; exit code 0 if nothing is missing"
     )
     where = demo.add_mutually_exclusive_group()
     where.add_argument("--keep", metavar="FOLDER", help="keep logs, stores and the site file there")

@@ -113,6 +113,18 @@ async def test_every_without_a_count_goes_on(settings: Settings, monkeypatch: py
     assert said.sent > 2
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [("--every", "-1"), ("--every", "nan"), ("--every", "0"), ("--count", "0"), ("--count", "-1")],
+)
+async def test_it_refuses_numbers_that_can_only_be_mistakes(
+    wrong: tuple[str, str], settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        await simulated(settings, *PANEL, "--to", f"{HOST}:1", *wrong)
+    assert f"argument {wrong[0]}: {wrong[1]!r} is no " in capsys.readouterr().err
+
+
 async def test_what_is_reported_within_a_millisecond_is_told_apart(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
