@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-import sys
 import time
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import suppress
@@ -29,6 +28,7 @@ from pydantic import BaseModel, SecretStr
 
 from services import known, listening, rooms
 from services.known import Known, NoGateway
+from services.watch import wants_colour
 from shared.bus import Endpoint
 from shared.camera_token import CameraToken, TokenError, decode
 from shared.clock import host_clock_synchronised
@@ -169,7 +169,7 @@ async def main(path: str, settings: Settings, *, online: bool = False, as_json: 
     secrets = AllSecrets(settings.secrets_dir, warn=lambda _: None)
     broker = settings.endpoint(secrets) if online else None
     report = await check(path, online=online, secrets=secrets, broker=broker)
-    print(report.to_json() if as_json else report.to_text(colour=sys.stdout.isatty()))
+    print(report.to_json() if as_json else report.to_text(colour=wants_colour()))
     return report.exit_code
 
 

@@ -33,6 +33,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+def wants_colour() -> bool:
+    """Whether standard output is a terminal that wants colours."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
 class Console:
     """Lines for people. Colours only on a terminal that wants them."""
 
@@ -56,13 +61,11 @@ class Console:
 
     @classmethod
     def of_stdout(cls) -> Console:
-        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-
         def write(text: str) -> None:
             sys.stdout.write(text)
             sys.stdout.flush()
 
-        return cls(write, colour=colour)
+        return cls(write, colour=wants_colour())
 
 
 class Story:

@@ -199,6 +199,21 @@ async def test_printed_and_as_json(house: House, capsys: pytest.CaptureFixture[s
     assert "\x1b" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("environ", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+async def test_colours_are_for_terminals_that_want_them(
+    environ: dict[str, str],
+    coloured: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert await main("/nowhere/site.yaml", Settings()) == 2
+    assert ("\x1b[31m" in capsys.readouterr().out) == coloured
+
+
 def test_colours() -> None:
     report = Report("site.yaml", [Finding("error", "site", "is wrong")])
     assert "\x1b[31m" in report.to_text(colour=True)
