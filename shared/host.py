@@ -550,6 +550,14 @@ class AdapterHost(Part):
             metrics.UNLISTED.labels(self.protocol, id_)
             metrics.MISSED.labels(self.protocol, id_)
         self._states.follow(devices)
+        self._show_offline()
+
+    def _show_offline(self) -> None:
+        """Of the sensors of devices that are away, also of those that were another device's before."""
+        for id_, device in self._devices.items():
+            if self._watches[id_].offline:
+                for sensor in device.sensors:
+                    self._states.update(sensor, {"online": False})
 
     def _on_change(self) -> None:
         site = self.runtime.site
@@ -573,6 +581,7 @@ class AdapterHost(Part):
             watch.offline = self._memory.get(_OFFLINE + id_) is not None
             metrics.ONLINE.labels(id_).set(not watch.offline)
         self._states.restore()
+        self._show_offline()
         await self._sender.open()
         self._adapter = self._make(self)
 

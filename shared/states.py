@@ -61,7 +61,11 @@ class SensorStates:
                 state = before.get(id_) or SensorStateData(
                     sensor=id_, device=device_id, type=sensor.type, name=name
                 )
-                self._states[id_] = state.replace(device=device_id, type=sensor.type, name=name)
+                # That it is online was said of the device that had it then.
+                online = state.online if state.device == device_id else None
+                self._states[id_] = state.replace(
+                    device=device_id, type=sensor.type, name=name, online=online
+                )
                 self._due[id_] = 0.0
         for id_ in before.keys() - sensors.keys():
             self.take_back(id_)
@@ -134,7 +138,7 @@ class SensorStates:
 
     def _keep(self, sensor: str) -> None:
         state = self._states[sensor]
-        known = {"last_seen": self._last_seen(sensor) or None} | {
+        known = {"last_seen": self._last_seen(sensor) or None, "device": state.device} | {
             name: getattr(state, name) for name in _KEPT
         }
         self._remember(_KEY + sensor, orjson.dumps(known).decode())
@@ -145,6 +149,8 @@ class SensorStates:
             return
         known = orjson.loads(kept)
         self._seen[sensor].set(known.pop("last_seen") or 0)
+        if known.get("device") not in (None, self._states[sensor].device):
+            known.pop("online", None)
         # A later version may have kept more.
         said = {name: known[name] for name in _KEPT if name in known}
         self._states[sensor] = self._states[sensor].replace(**said)

@@ -547,6 +547,32 @@ async def test_what_is_known_of_a_sensor_is_known_after_a_restart(world: World) 
     assert abs(after.last_seen - before.last_seen) < timedelta(seconds=1)
 
 
+@pytest.mark.parametrize("running_then", [True, False])
+async def test_a_sensor_is_not_offline_with_a_device_that_was_replaced(
+    world: World, running_then: bool
+) -> None:
+    replaced = SITE.replace("  controller:", "  new-controller:")
+
+    async def online(here: House) -> None:
+        here.context.heard("new-controller", sensor="front-door")
+        await until(lambda: here.state("front-door").device == "new-controller")
+        await until(lambda: here.state("front-door").online is True)
+        assert here.state("front-door").battery == 55.5
+
+    async with house(world) as here:
+        here.context.state("front-door", battery=55.5)
+        here.context.lost("controller", "it is broken")
+        await until(lambda: here.state("front-door") and here.state("front-door").online is False)
+        if running_then:
+            world.change(replaced)
+            await online(here)
+    if not running_then:
+        world.runtimes.clear()
+        world.change(replaced)
+        async with house(world) as here:
+            await online(here)
+
+
 async def test_old_news_is_no_state(world: World) -> None:
     async with house(world) as here:
         await until(lambda: here.state("hall-motion"))
