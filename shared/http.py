@@ -133,11 +133,13 @@ class Http:
             raise NotAllowed(f"HTTP {status}: {detail or 'the token is refused'}")
         if status in (408, 425, 429, 503):
             raise Retry(f"HTTP {status}", retry_after(response.headers.get("Retry-After")))
-        if status >= 500:
-            # Answered by a proxy in front perhaps, after the target has taken it.
+        if status >= 500 or status < 400:
+            # Answered by a proxy in front perhaps, after the target has taken it. A redirect is not followed:
+            # the token is for this address alone.
+            reason = f"HTTP {status}" if status >= 500 else f"HTTP {status}, which points to another address"
             if safe:
-                raise Retry(f"HTTP {status}", retry_after(response.headers.get("Retry-After")))
-            raise Uncertain(f"HTTP {status}")
+                raise Retry(reason, retry_after(response.headers.get("Retry-After")))
+            raise Uncertain(reason)
         raise Rejected(status, detail)
 
     async def close(self) -> None:

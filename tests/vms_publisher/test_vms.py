@@ -465,6 +465,32 @@ async def test_an_event_that_did_not_arrive_is_sent_again(
     assert tags(vms) == [one.id for one in made]
 
 
+@pytest.mark.parametrize("code", [301, 302, 307, 308])
+async def test_events_wait_while_something_points_elsewhere(
+    code: int, vms: VmsSimulator, tmp_path: Path
+) -> None:
+    handle, elsewhere, pointed = vms.handle, False, 0
+
+    def answer(request: Any) -> Any:
+        nonlocal pointed
+        pointed += elsewhere
+        return Answer(code, headers="Location: https://example.com/\r\n") if elsewhere else handle(request)
+
+    vms.handle = answer  # type: ignore[method-assign]
+    here = world(tmp_path, vms)
+    made = [event() for _ in range(3)]
+    async with publisher(here) as part:
+        tell(here, sighting(made[0]))
+        await vms.wait_for(1)
+        elsewhere = True
+        tell(here, *(sighting(one) for one in made[1:]))
+        await until(lambda: pointed >= 2)  # the event, and the look-up
+        elsewhere = False
+        await vms.wait_for(3)
+        assert part.dead == 0
+    assert tags(vms) == [one.id for one in made]
+
+
 async def test_a_search_that_fails_does_not_make_it_a_new_event(vms: VmsSimulator, tmp_path: Path) -> None:
     here = world(tmp_path, vms)
     vms.fail("reset", method="POST", path=EVENTS, count=1)
