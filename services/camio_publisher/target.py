@@ -23,7 +23,7 @@ from typing import Any, TypedDict
 import orjson
 
 from shared.camera_token import TokenError, allowed_url
-from shared.delivery import Job, Missing, NotAllowed, Refused, Retry, Target
+from shared.delivery import Job, Missing, NotAllowed, Refused, Retry, Target, Uncertain
 from shared.events import SEVERITY, Event, Kind, SeenBy, SensorType, Severity, Sighting
 from shared.http import Http
 from shared.model import SecretStr
@@ -46,6 +46,7 @@ _PATIENCE_FOR_DEVICES = 5.0
 device, and may not know a new one yet."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
 _TROUBLE = "devices of camio"
+_A_PAGE = "the answer is a page, and not Camio's"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ class Camio(Target):
             body = {"event": event}
         elif settings.envelope == "events":
             body = {"events": [event]}
-        await self._http.send("POST", f"{settings.base_url}/pacs/webhooks", headers, orjson.dumps(body))
+        if not await self._post(f"{settings.base_url}/pacs/webhooks", headers, body):
+            raise Uncertain(_A_PAGE)
         return None
 
     async def find(self, lane: str, job: Job) -> str | None:
@@ -182,10 +184,19 @@ class Camio(Target):
         if present == wanted.devices:
             return
         entries = [{"device_id": id_, "device_name": name} for id_, name in wanted.devices.items()]
-        await self._http.send("POST", url, headers, orjson.dumps({settings.devices_key: entries}), safe=True)
+        if not await self._post(url, headers, {settings.devices_key: entries}, safe=True):
+            raise Retry(_A_PAGE)
         log.info("Camio has the new list of devices", extra={"devices": len(entries)})
 
     # ── the way ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _post(
+        self, url: str, headers: dict[str, str], body: dict[str, Any], *, safe: bool = False
+    ) -> bool:
+        """Whether it was Camio that took it: Camio answers with no body, a proxy in front of it or the login
+        of a network with a page."""
+        answer = await self._http.send("POST", url, headers, orjson.dumps(body), safe=safe)
+        return not answer.body.lstrip().startswith(b"<")
 
     def _token(self) -> SecretStr | None:
         if self._settings is None:

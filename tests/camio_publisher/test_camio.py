@@ -14,6 +14,7 @@ import pytest
 
 from services.camio_publisher.target import Camio, devices, listed, payload
 from services.simulators.camio import CamioSimulator
+from services.simulators.http import Answer
 from shared.delivery import Job, NotAllowed, Publisher, target
 from shared.events import Actor, Event, Kind
 from shared.http import Http
@@ -410,6 +411,26 @@ async def test_an_event_whose_outcome_is_unknown_is_rather_told_twice_than_not(
         await until(lambda: part.outstanding == 0)
     first, second = camio.events()
     assert first == second
+
+
+async def test_a_page_is_no_answer_of_camios(camio: CamioSimulator, tmp_path: Path) -> None:
+    handle, pages = camio.handle, 2
+
+    def answer(request: Any) -> Any:
+        nonlocal pages
+        if not pages or request.method == "GET":
+            return handle(request)
+        pages -= 1
+        return Answer(200, b"\n<!DOCTYPE html><title>Log in to the network</title>", "text/html")
+
+    camio.handle = answer  # type: ignore[method-assign]
+    here = world(tmp_path, camio)
+    made = event()
+    async with publisher(here):
+        tell(here, made)
+        await camio.wait_for(1)
+        await until(camio.devices)
+    assert [f"tocsin_{made.id}" in one["labels"] for one in camio.events()] == [True]
 
 
 async def test_the_pause_that_camio_asks_for_is_kept(camio: CamioSimulator, tmp_path: Path) -> None:
