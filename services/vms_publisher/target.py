@@ -181,12 +181,16 @@ class Vms(Target):
             access.types = await self._types(access, url)
         if name not in access.types:
             body = orjson.dumps({"name": name, "notify": self._settings.notify})
+            problem: Exception = Retry(f"the answer is not that of an event's name registered: {name}")
             try:
-                await self._http.send("POST", url, access.headers, body, safe=True)
-            except Rejected:
-                # What a second POST of a name answers is not documented: perhaps it is there by now.
+                said = (await self._http.send("POST", url, access.headers, body, safe=True)).json()
+            except Rejected as error:
+                said, problem = None, error
+            if not isinstance(said, dict) or said.get("name") != name:
+                # What a second POST of a name answers is not documented: perhaps it is there by now. Or it
+                # was not the VMS that answered.
                 if name not in (types := await self._types(access, url)):
-                    raise
+                    raise problem
                 access.types = types
             access.types.setdefault(name, False)
         return True

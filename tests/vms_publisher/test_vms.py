@@ -243,6 +243,35 @@ async def test_a_name_that_somebody_registers_meanwhile_is_no_mistake(
     assert vms.count()["duplicates"] == 0
 
 
+PAGE = b"<html><body>Log in to the network</body></html>"
+
+
+def answering_once(vms: VmsSimulator, path: str, body: bytes) -> list[bool]:
+    """Have the next POST whose path begins so answered with 200 and this, and not carried out; empty then."""
+    handle, due = vms.handle, [True]
+
+    def answer(request: Any) -> Any:
+        if due and request.method == "POST" and request.path.startswith(path):
+            due.pop()
+            return Answer(200, body)
+        return handle(request)
+
+    vms.handle = answer  # type: ignore[method-assign]
+    return due
+
+
+@pytest.mark.parametrize("body", [PAGE, b'{"errorDetail": "busy"}', b""])
+async def test_a_name_is_registered_when_the_vms_says_so(
+    body: bytes, vms: VmsSimulator, tmp_path: Path
+) -> None:
+    here = world(tmp_path, vms)
+    due = answering_once(vms, "/api/v2/cameras/", body)
+    async with publisher(here) as part:
+        tell(here, sighting(fire()))
+        await vms.wait_for(1)
+        assert (part.dead, due) == (0, [])
+
+
 async def test_a_name_that_somebody_removes_is_registered_again(vms: VmsSimulator, tmp_path: Path) -> None:
     here = world(tmp_path, vms)
     async with publisher(here) as part:
