@@ -494,6 +494,22 @@ async def test_an_event_that_did_not_arrive_is_sent_again(
     assert tags(vms) == [one.id for one in made]
 
 
+@pytest.mark.parametrize("search", ["true", "false"])
+@pytest.mark.parametrize("body", [PAGE, b'{"errorDetail": "busy"}', b"[]"])
+async def test_an_event_is_told_when_the_vms_says_so(
+    body: bytes, search: str, vms: VmsSimulator, tmp_path: Path
+) -> None:
+    here = world(tmp_path, vms, f"search_before_repeat: {search}")
+    due = answering_once(vms, EVENTS, body)
+    made = event()
+    async with publisher(here):
+        tell(here, sighting(made))
+        await vms.wait_for(1)
+        await until(lambda: deliveries(here))
+    assert (tags(vms), due) == ([made.id], [])
+    assert [one["remote_id"] for one in deliveries(here)] == [str(vms.events()[0]["id"])]
+
+
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 async def test_events_wait_while_something_points_elsewhere(
     code: int, vms: VmsSimulator, tmp_path: Path
