@@ -199,16 +199,18 @@ class Vms(Target):
 
     async def _types(self, access: _Access, url: str) -> dict[str, bool]:
         types: dict[str, bool] = {}
-        for page in range(_MOST_PAGES):
-            query = urlencode({"limit": _PAGE, "offset": page * _PAGE})
+        offset = 0
+        for _ in range(_MOST_PAGES):
+            query = urlencode({"limit": _PAGE, "offset": offset})
             said = (await self._http.send("GET", f"{url}?{query}", access.headers, safe=True)).json()
             objects = said.get("objects") if isinstance(said, dict) else None
             if not isinstance(objects, list):
                 raise Retry("the list of event types can't be read")
             for each in objects:
                 types[each["name"]] = bool((each.get("caps") or {}).get("can_be_triggered"))
-            if not (said.get("meta") or {}).get("next"):
+            if not objects or not (said.get("meta") or {}).get("next"):
                 break
+            offset += len(objects)  # perhaps fewer than were asked for
         return types
 
     async def _create(self, access: _Access, name: str, job: Job) -> Answer:

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from services.simulators import forms
 from services.simulators.http import Answer
 from services.simulators.vms import VmsSimulator
 from services.vms_publisher.target import Vms, metadata, tag
@@ -222,7 +223,11 @@ async def test_names_can_be_set_and_one_that_is_there_is_not_registered(tmp_path
         assert vms.cameras["lobby"].types["access_entry_unlocked"]["notify"] is False
 
 
-async def test_a_long_list_of_names_is_read_to_its_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [20, 1000])
+async def test_a_long_list_of_names_is_read_to_its_end(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "PAGE_MAX", most)  # whatever is asked for
     types: dict[str, dict[str, Any]] = {f"type_{number}": {"caps": {}} for number in range(250)}
     async with VmsSimulator({"lobby": {"types": types}}) as vms:
         here = world(tmp_path, vms, "event_names: {smoke.detected: type_249}")
