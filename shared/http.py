@@ -9,6 +9,7 @@ the environment's proxies.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -58,6 +59,7 @@ class Http:
         self, *, timeout: float, connect_timeout: float, ca_file: str | None = None, connections: int = 64
     ) -> None:
         self._way: tuple[float, float, str | None, int] | None = None
+        self._ca_mark: tuple[int, int, int] | None = None
         self._transport: Transport | None = None
         self._retired: set[asyncio.Task[None]] = set()
         self._problem: str | None = None
@@ -68,18 +70,26 @@ class Http:
     ) -> None:
         """Connect like this from now on. What is under way ends as it began.
 
-        With a `ca_file` that can't be read nothing is sent: every request says so, until there is one."""
-        way = (timeout, connect_timeout, ca_file, connections)
-        if way == self._way and self._problem is None:
+        With a `ca_file` that can't be read nothing is sent: every request says so, until there is one. It is
+        read again when it changes; what it said before counts while the new one can't be read."""
+        self._wanted = (timeout, connect_timeout, ca_file, connections)
+        self._follow()
+
+    def _follow(self) -> None:
+        timeout, connect_timeout, ca_file, connections = self._wanted
+        mark = _mark(ca_file) if ca_file else None
+        if self._wanted == self._way and mark == self._ca_mark:
+            self._problem = None
             return
         try:
             context = ssl.create_default_context(cafile=ca_file) if ca_file else None
         except (OSError, ValueError) as error:
-            self._problem = f"the CA file {ca_file} can't be used: {_said(error)}"
+            wrong = f"the CA file {ca_file} can't be used: {_said(error)}"
+            self._problem = wrong if self._wanted != self._way else None
             return
         if self._transport is not None and self._way is not None:
             self._retire(self._transport, self._way[0])
-        self._way, self._problem = way, None
+        self._way, self._ca_mark, self._problem = self._wanted, mark, None
         self._timeout = {"connect": connect_timeout, "read": timeout}
         self._transport = Transport(context, connections=connections)
 
@@ -108,6 +118,7 @@ class Http:
         `safe` says that repeating it does no harm. Raises `Retry` (never sent, or asked to come again),
         `Uncertain` (sent, and its outcome unknown; not if `safe`), `NotAllowed` (401, 403), `Rejected`.
         """
+        self._follow()
         if self._problem is not None or self._transport is None:
             raise Retry(str(self._problem))
         try:
@@ -162,6 +173,15 @@ def retry_after(value: str | None) -> float | None:
         except (ValueError, TypeError):
             return None
     return min(_LONGEST_RETRY_AFTER, max(0.0, seconds)) if seconds == seconds else None  # noqa: PLR0124 (NaN)
+
+
+def _mark(file: str) -> tuple[int, int, int] | None:
+    """Another one once the file has changed."""
+    try:
+        about = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return about.st_mtime_ns, about.st_ino, about.st_size
 
 
 def _said(error: BaseException) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import ssl
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
+import trustme
 
 from shared.delivery import NotAllowed, Refused, Retry, Uncertain
 from shared.http import Http, Rejected, retry_after
@@ -22,16 +25,16 @@ Act = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def server(act: Act) -> AsyncIterator[str]:
+async def server(act: Act, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             await reader.readuntil(b"\r\n\r\n")
             await act(reader, writer)
         writer.close()
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     async with listening:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
 
 
 @pytest.fixture
@@ -109,6 +112,45 @@ async def test_a_server_that_speaks_no_tls_got_nothing(http: Http) -> None:
     async with server(hangs_up) as url:
         with pytest.raises(Retry, match="no connection"):
             await http.send("POST", url.replace("http:", "https:"), {}, b"{}")
+
+
+@asynccontextmanager
+async def trusted_by(authority: trustme.CA) -> AsyncIterator[str]:
+    """A server with a certificate of this authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with server(answers("200 OK\r\nConnection: close"), context) as url:
+        yield url
+
+
+async def test_a_ca_file_is_read_when_it_comes_and_again_when_it_changes(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    http = Http(timeout=1, connect_timeout=1, ca_file=str(file))
+    old, new = trustme.CA(), trustme.CA()
+    async with trusted_by(old) as before, trusted_by(new) as after:
+        with pytest.raises(Retry, match="can't be used"):
+            await http.send("POST", before, {}, b"{}")
+        old.cert_pem.write_to_path(str(file))
+        await http.send("POST", before, {}, b"{}")
+        with pytest.raises(Retry, match="certificate verify failed"):
+            await http.send("POST", after, {}, b"{}")
+
+        file.write_text("half of it")
+        await http.send("POST", before, {}, b"{}")  # what was read before counts on
+        new.cert_pem.write_to_path(str(file))
+        await http.send("POST", after, {}, b"{}")
+        with pytest.raises(Retry, match="certificate verify failed"):
+            await http.send("POST", before, {}, b"{}")
+    await http.close()
+
+
+async def test_a_ca_file_named_by_mistake_is_forgotten_with_its_setting(http: Http) -> None:
+    async with server(answers("200 OK")) as url:
+        http.use(timeout=0.3, connect_timeout=0.3, ca_file="/nowhere/ca.pem")
+        with pytest.raises(Retry, match="can't be used"):
+            await http.send("POST", url, {}, b"{}")
+        http.use(timeout=0.3, connect_timeout=0.3)
+        await http.send("POST", url, {}, b"{}")
 
 
 async def test_an_answer(http: Http) -> None:
