@@ -331,6 +331,18 @@ async def test_nobody_listens(house: House) -> None:
     assert all("nothing listens at" in line for line in said(report, "error"))
 
 
+async def test_proxies_of_the_environment_are_no_way(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Server().running() as proxy, Server().running() as port:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy}")
+        point(house, port)
+        assert said(await house.check(online=True), "error") == []
+    async with Server().running() as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy}")
+        report = await house.check(online=True)
+    assert all("nothing listens at" in line for line in said(report, "error"))
+    assert len(said(report, "error")) == 3
+
+
 async def test_no_such_name(house: House) -> None:
     house.site(
         SITE.replace("vms: {}", "vms: {base_url: 'https://nowhere.invalid'}").replace("  camio", "  #camio")
