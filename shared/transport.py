@@ -18,6 +18,7 @@ be unpacked is no answer; of any other only its status counts, and it has then n
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import zlib
 from collections import deque
@@ -161,6 +162,9 @@ class Transport(httpx.AsyncBaseTransport):
         self._verify = verify
         self._idle: dict[tuple[str, str, int], deque[_Connection]] = {}
         self._room = asyncio.Semaphore(connections)
+        self._by_ipv4: set[tuple[str, str, int]] = set()
+        """Whose name may lead to an IPv6 address from which nothing comes back: all patience would go into
+        that, and none be left for the next address."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises `httpx.TransportError`; see the module for what its class means."""
@@ -194,12 +198,17 @@ class Transport(httpx.AsyncBaseTransport):
         tls = None
         if scheme == "https":
             tls = self._verify = self._verify or ssl.create_default_context()
+        family = socket.AF_INET if origin in self._by_ipv4 else socket.AF_UNSPEC
         try:
             async with asyncio.timeout(patience):
-                _, connection = await loop.create_connection(lambda: _Connection(loop), host, port, ssl=tls)
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(loop), host, port, ssl=tls, family=family
+                )
         except TimeoutError as error:
+            self._by_ipv4 ^= {origin}
             raise httpx.ConnectTimeout(f"{host}:{port} did not answer in {patience:g} s") from error
         except (OSError, ssl.SSLError, ValueError) as error:
+            self._by_ipv4.discard(origin)
             # A ValueError, or the UnicodeError that is one, is about a name that no host can have.
             raise httpx.ConnectError(f"{host}:{port}: {error}") from error
         return connection

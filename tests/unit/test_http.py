@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import socket
 import ssl
 import tracemalloc
 import zlib
@@ -13,6 +14,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -106,6 +108,31 @@ async def test_what_was_never_sent_can_simply_be_repeated(http: Http, free_ports
 async def test_an_address_that_can_be_none_got_nothing(scheme: str, host: str, http: Http) -> None:
     with pytest.raises(Retry, match=r"no connection|no request can be made"):
         await http.send("POST", f"{scheme}://{host}/", {}, b"{}")
+
+
+async def test_a_name_whose_ipv6_leads_nowhere_is_reached_by_ipv4(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    connect = loop.sock_connect
+
+    async def addresses(host: str, port: int, *, family: int = 0, **_: Any) -> list[Any]:
+        both = [(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))]
+        return [(of, socket.SOCK_STREAM, 6, "", at) for of, at in both if family in (0, of)]
+
+    async def lost(sock: socket.socket, address: Any) -> None:
+        if sock.family == socket.AF_INET6:
+            await asyncio.sleep(60)
+        await connect(sock, address)
+
+    monkeypatch.setattr(loop, "getaddrinfo", addresses)
+    monkeypatch.setattr(loop, "sock_connect", lost)
+    async with server(answers("200 OK\r\nConnection: close")) as url:
+        named = url.replace("127.0.0.1", "two.example.com")
+        with pytest.raises(Retry, match="did not answer in"):
+            await http.send("POST", named, {}, b"{}")
+        for _ in range(2):
+            await http.send("POST", named, {}, b"{}")
 
 
 async def test_a_server_that_speaks_no_tls_got_nothing(http: Http) -> None:
