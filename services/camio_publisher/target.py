@@ -81,7 +81,10 @@ class Camio(Target):
         return [(sighting.data.event.data.sensor.id, None)]
 
     def credential(self, lane: str) -> object:
-        return self._token()
+        if self._settings is None or (token := self._token()) is None:
+            return None
+        # What is refused at one address may be good at another.
+        return token, self._settings.base_url, self._settings.insecure
 
     def changed(self) -> None:
         self._settings = self._runtime.site.targets.camio

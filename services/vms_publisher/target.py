@@ -104,9 +104,11 @@ class Vms(Target):
         if camera is None or camera.vms is None:
             return None
         try:
-            return self._runtime.secrets.read(camera.vms.token)
+            token = self._runtime.secrets.read(camera.vms.token)
         except MissingSecret:
             return None
+        # What is refused at one address may be good at another.
+        return token, camera.vms.base_url or self._settings.base_url, self._settings.insecure
 
     def changed(self) -> None:
         settings = self._present()

@@ -36,7 +36,7 @@ class Uncertain(Exception):
 
 
 class NotAllowed(Exception):
-    """The credential is refused: the lane waits for another one."""
+    """The credential is refused: the lane waits for another one, or another address."""
 
 
 class Refused(Exception):
@@ -87,7 +87,7 @@ class Target(ABC):
 
     @abstractmethod
     def credential(self, lane: str) -> object:
-        """What authorises the lane now, to be compared: a paused lane goes on when it differs."""
+        """What authorises the lane now, and where, to be compared: a paused lane goes on when it differs."""
 
     def changed(self) -> None:  # noqa: B027
         """The site file or a secret has changed."""

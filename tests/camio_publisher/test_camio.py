@@ -367,6 +367,19 @@ async def test_a_refused_token_pauses_until_the_secret_changes(
         assert part.dead == 0
 
 
+async def test_a_token_refused_at_a_wrong_address_is_tried_at_once_at_the_right_one(
+    camio: CamioSimulator, tmp_path: Path
+) -> None:
+    async with CamioSimulator(seed=7) as wrong:
+        here = world(tmp_path, camio)
+        here.change(text(wrong))
+        async with publisher(here):
+            tell(here, event())
+            await until(lambda: wrong.answers[401] == 2)  # the list, and the event
+            here.change(text(camio))
+            await camio.wait_for(1)
+
+
 @pytest.mark.parametrize("status", [400, 422])
 async def test_an_event_that_is_refused_is_a_dead_letter_that_can_be_replayed(
     status: int, camio: CamioSimulator, tmp_path: Path

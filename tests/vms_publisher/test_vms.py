@@ -457,6 +457,24 @@ async def test_a_token_replaced_while_it_was_refused_is_tried_at_once(
         await vms.wait_for(1)
 
 
+async def test_a_token_refused_at_a_wrong_address_is_tried_at_once_at_the_right_one(
+    vms: VmsSimulator, tmp_path: Path
+) -> None:
+    async with VmsSimulator(CAMERAS, seed=7) as wrong:
+        here = world(tmp_path, vms, f'base_url: "{wrong.url}"')
+        async with publisher(here):
+            tell(here, sighting(event()))
+            await until(lambda: "held up" in status(here)["reason"])
+            here.change(SITE.replace("SETTINGS", f'base_url: "{vms.url}"'))
+            await vms.wait_for(1)
+
+            here.change(SITE.replace("SETTINGS", "").replace("}}}", f'}}, base_url: "{wrong.url}"}}}}', 1))
+            tell(here, sighting(event()))
+            await until(lambda: wrong.answers[401] == 2)
+            here.change(SITE.replace("SETTINGS", ""))
+            await vms.wait_for(2)
+
+
 async def test_the_pause_that_the_vms_asks_for_is_kept(vms: VmsSimulator, tmp_path: Path) -> None:
     here = world(tmp_path, vms)
     vms.fail("error", status=429, retry_after=3600, camera="lobby", count=1)
