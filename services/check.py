@@ -544,6 +544,14 @@ class _Checker:
         with suppress(KeyError, ValueError):
             # The header is cut to the second, so half of one is the fairest guess.
             self.offsets[host] = parsedate_to_datetime(answer.headers["date"]).timestamp() + 0.5 - now
+        if answer.is_success and answer.content.lstrip().startswith(b"<"):
+            self.say(
+                "error",
+                at,
+                f"{host} answers with a web page",
+                "check the address; or does something on the way answer in its place?",
+            )
+            return None
         return answer
 
     def _trust(self, ca_file: str | None) -> ssl.SSLContext:

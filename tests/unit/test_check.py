@@ -230,6 +230,7 @@ class Server:
         self.status = {"/api/v2/cameras/1": 200, "/api/v2/cameras/2": 200, "/pacs/devices": 204}
         self.asked: dict[str, str] = {}
         self.ahead = timedelta()
+        self.body = '{"objects": []}'
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -238,7 +239,7 @@ class Server:
         self.asked[path] = found[1] if found else ""
         status = next((code for start, code in self.status.items() if path.startswith(start)), 404)
         date = format_datetime(utcnow() + self.ahead, usegmt=True)
-        body = "" if status == 204 else '{"objects": []}'
+        body = "" if status == 204 else self.body
         writer.write(
             f"HTTP/1.1 {status} X\r\nDate: {date}\r\nLocation: /x\r\nConnection: close\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -321,6 +322,17 @@ async def test_camio_is_somewhere_else(house: House) -> None:
         point(house, port)
         report = await house.check(online=True)
     assert "there is no http://localhost" in said(report, "error")[0]
+
+
+async def test_a_web_page_is_no_answer_of_a_target(house: House) -> None:
+    server = Server()
+    server.status["/pacs/devices"] = 200
+    server.body = "<!DOCTYPE html><title>Welcome</title>"
+    async with server.running() as port:
+        point(house, port)
+        report = await house.check(online=True)
+    assert len(said(report, "error")) == 3
+    assert all(f"localhost:{port} answers with a web page" in line for line in said(report, "error"))
 
 
 async def test_nobody_listens(house: House) -> None:
