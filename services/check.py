@@ -475,7 +475,9 @@ class _Checker:
     async def _camera(self, camera_id: str, camera: _Camera) -> None:
         at = ("cameras", camera_id)
         path = f"/api/v2/cameras/{camera.token.camid}/event_processing/events/?limit=1"
-        answer = await self._get(at, camera.url + path, f"Acc {camera.secret.get_secret_value()}", "vms")
+        answer = await self._get(
+            at, camera.url + path, f"Acc {camera.secret.get_secret_value().strip()}", "vms"
+        )
         if answer is None:
             return
         if answer.status_code == 404:
@@ -493,7 +495,7 @@ class _Checker:
     async def _camio(self, target: CamioTarget) -> None:
         at = ("targets", "camio")
         try:
-            token = self.secrets.read(target.token).get_secret_value()
+            token = self.secrets.read(target.token).get_secret_value().strip()
         except MissingSecret:
             return  # told already
         answer = await self._get(at, f"{target.base_url}/pacs/devices", f"Bearer {token}", "camio")

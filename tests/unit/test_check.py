@@ -324,6 +324,16 @@ async def test_camio_is_somewhere_else(house: House) -> None:
     assert "there is no http://localhost" in said(report, "error")[0]
 
 
+async def test_blanks_around_a_token_are_no_part_of_it(house: House) -> None:
+    server = Server()
+    async with server.running() as port:
+        point(house, port)
+        for name in ("camera_lobby", "camio"):
+            house.put(name, f" {(house.secrets / name).read_text()} ")
+        assert said(await house.check(online=True), "error") == []
+    assert server.asked["/pacs/devices"] == "Bearer camio-token-value"
+
+
 async def test_a_web_page_is_no_answer_of_a_target(house: House) -> None:
     server = Server()
     server.status["/pacs/devices"] = 200
