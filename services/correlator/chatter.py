@@ -3,7 +3,7 @@
 The first event of a kind from a sensor to the same targets passes at once. Its repeats within the window are
 held: without a receipt, so that they stay in their adapter's custody. When the window closes, one event that
 stands for all of them is made, committed to the correlator's own store, and only then are they
-receipted. So a correlator that is killed at any moment loses none of them. Life safety is never held.
+receipted. So a correlator that is killed at any moment loses none of them.
 
 What comes again and is not held here passes: an earlier run may have passed it, and some target may have it.
 """

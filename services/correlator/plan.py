@@ -36,6 +36,9 @@ class Place:
     views: tuple[View, ...]
     select: Select | None
     suppress: timedelta | None
+    """The window of its repeats; None where they are not folded."""
+    folds_life_safety: bool = False
+    """Whether that was said of this very sensor, and so of its life safety too."""
 
 
 Choice = tuple[SensorType, Kind, Severity]
@@ -71,6 +74,7 @@ class Plan:
                     views(sensor.cameras),
                     sensor.select,
                     timedelta(seconds=suppress.window) if suppress and suppress.window else None,
+                    folds_life_safety=sensor.suppress is not None,
                 )
 
     def _view(self, ref: CameraRef) -> View:

@@ -131,7 +131,7 @@ class Correlator(Part):
         targets = self._plan.targets(event, place)
         if event.source not in self._sources and not event.data.replayed:
             # The first of what nobody wants is told nobody; a second alarm may be another fire.
-            folds = targets and event.data.severity is not Severity.LIFE_SAFETY
+            folds = targets and (event.data.severity is not Severity.LIFE_SAFETY or place.folds_life_safety)
             window = place.suppress if folds else None
             verdict = self._chatter.judge(event, message.response_topic, window, targets, again=message.again)
             if verdict is Verdict.HOLD:

@@ -544,7 +544,7 @@ class Select(Model):
 
 class Suppress(Model):
     """Repeats of one kind from one sensor within the window become one event with a count. Events of life
-    safety never wait for that: each passes at once."""
+    safety pass at once, each, unless it is said at the sensor itself."""
 
     window: Duration = Field(description="How long after an event its repeats are counted; 0 for none.")
 

@@ -345,7 +345,7 @@ async def test_what_a_schedule_leaves_out_holds_up_nothing_and_hides_nothing(wor
     assert [each.id for each in seen(world)] == [first.id, one.id]
 
 
-async def test_life_safety_is_never_held(world: World) -> None:
+async def test_life_safety_is_held_only_where_its_sensor_says_so(world: World) -> None:
     world.change("suppress: {window: 1h}" + SITE)
     async with correlator(world):
         cleared = event(Kind.SMOKE_CLEARED, "kitchen-smoke", type_=SensorType.SMOKE, device="panel")
@@ -357,6 +357,11 @@ async def test_life_safety_is_never_held(world: World) -> None:
             world, fire(device="panel", severity=Severity.INFO), fire(device="panel", severity=Severity.INFO)
         )
         assert len(seen(world)) == 4
+    world.change(SITE.replace("type: smoke,", "type: smoke, suppress: {window: 1h},"))
+    world.hub.sent.clear()
+    async with correlator(world):
+        tell(world, fire(device="panel"), fire(device="panel"))
+        assert len(seen(world)) == 1
 
 
 async def test_after_a_quiet_window_the_next_one_passes_at_once(world: World) -> None:
