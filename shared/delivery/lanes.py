@@ -78,6 +78,9 @@ class Lane:
     told: float = 0.0
     """Until when the target has asked to be left alone (Retry-After)."""
     pause: float = 0.0
+    """The pause of our own making after the last try; none once one succeeds."""
+    trying: bool = False
+    """Whether it has a worker, or is to have the next, though its last try failed."""
     refused: object = None
     """The credential that was refused, while the lane waits for another."""
     refused_since: float = 0.0

@@ -66,6 +66,10 @@ class Publisher(Part):
         self._lanes: dict[str, Lane] = {}
         self._ahead = AHEAD
         self._ready: tuple[deque[Lane], ...] = tuple(deque() for _ in range(RANKS))
+        self._failing: tuple[deque[Lane], ...] = tuple(deque() for _ in range(RANKS))
+        """Lanes whose last try failed, and that are due again."""
+        self._trying = 0
+        """How many of them workers have, or are to have next."""
         self._wake = asyncio.Semaphore(0)
         self._numbers = Numbers()
         self._reviving = 0
@@ -227,8 +231,27 @@ class Publisher(Part):
                 lane.timer = asyncio.get_running_loop().call_later(wait, self._wait_over, lane)
             return
         lane.queued = rank
-        self._ready[rank].append(lane)
-        self._wake.release()
+        if lane.pause and not lane.trying:
+            self._failing[rank].append(lane)
+            self._try_failing()
+        else:
+            self._ready[rank].append(lane)
+            self._wake.release()
+
+    def _try_failing(self) -> None:
+        """Give workers lanes whose last try failed, to half of them: perhaps each such try hangs until it is
+        given up, and lanes that are well are not to wait for that."""
+        while self._trying < max(1, self.target.at_once // 2):
+            waiting = self._failing[0] or self._failing[1]
+            if not waiting:
+                return
+            lane = waiting.popleft()
+            if lane.queued is None or lane.trying:
+                continue  # it was moved up
+            lane.trying = True
+            self._trying += 1
+            self._ready[lane.queued].append(lane)
+            self._wake.release()
 
     def _wait_over(self, lane: Lane) -> None:
         lane.timer = None
@@ -280,7 +303,11 @@ class Publisher(Part):
                 await self._work(lane)
             finally:
                 lane.busy = False
+                if lane.trying:
+                    lane.trying = False
+                    self._trying -= 1
             self._offer(lane)
+            self._try_failing()
         self._workers -= 1
 
     async def _work(self, lane: Lane) -> None:

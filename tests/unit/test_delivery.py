@@ -82,6 +82,28 @@ class Told(Target):
         return [id_ for at, id_ in self.got if lane in (None, at)]
 
 
+class Hanging(Told):
+    """Does not answer for lanes whose name begins with `hung`, until `ends`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = False
+        self.hung: dict[str, int] = defaultdict(int)
+        self.trying = self.most = 0
+        """Lanes that have hung before and are tried again: at present, and at most."""
+
+    async def deliver(self, lane: str, job: Job) -> str | None:
+        if self.ends or not lane.startswith("hung"):
+            return await super().deliver(lane, job)
+        again = lane in self.hung
+        self.hung[lane] += 1
+        self.trying += again
+        self.most = max(self.most, self.trying)
+        await asyncio.sleep(0.2)
+        self.trying -= again
+        raise Retry("no answer")
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path, site_of(SITE, tmp_path))
@@ -389,6 +411,23 @@ async def test_life_safety_goes_first_within_a_lane_and_over_lanes(world: World)
         await until(lambda: len(target.got) == 122)
     positions = [index for index, (_, id_) in enumerate(target.got) if id_ == alarm.id]
     assert max(positions) < 6
+
+
+async def test_lanes_that_hang_leave_workers_to_those_that_are_well(world: World) -> None:
+    target = Hanging()
+    hung = tuple(f"hung-{number}" for number in range(20))
+    async with publisher(world, target) as part:
+        tell(world, event(), event(), cameras=hung)
+        await until(lambda: len(target.hung) == len(hung))  # each was tried once
+        tell(world, first := fire(), *(made := [event() for _ in range(20)]))
+        await until(lambda: len(target.got) == 21)
+        tell(world, *(alarms := [fire() for _ in range(5)]), cameras=(*hung, "lobby"))
+        await until(lambda: len(target.ids("lobby")) == 26)
+        assert target.ids("lobby") == [one.id for one in (first, *made, *alarms)]
+        assert target.most <= target.workers // 2
+        target.ends = True
+        await until(lambda: part.outstanding == 0)
+    assert len(target.got) == 26 + 20 * 7
 
 
 async def test_what_waits_is_on_disk_and_not_in_memory(world: World) -> None:
