@@ -100,7 +100,7 @@ def believed_time(
     """
     if said is None:
         return received, False
-    said = _in_utc(said)
+    said = _moment(said, received)
     if offset is not None and abs(offset) > max_skew:
         if replayed:
             with contextlib.suppress(OverflowError):
@@ -120,6 +120,11 @@ def _repeat_window(report: Report) -> float | None:
         return report.repeat_window
     unset = report.time is not None and _in_utc(report.time) < _CLOCK_SET
     return _SENT_AGAIN if unset else None
+
+
+def _moment(said: datetime, near: datetime) -> datetime:
+    """A device's time, in UTC. A local one comes twice when summer time ends: the nearer is meant."""
+    return min((_in_utc(said.replace(fold=fold)) for fold in (0, 1)), key=lambda at: abs(at - near))
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -409,7 +414,8 @@ class AdapterHost(Part):
     # ── devices: alive, on time ──────────────────────────────────────────────────────────────────
 
     def _measure_clock(self, device: str, watch: _Watch, clock: datetime) -> None:
-        offset = (clock - utcnow()).total_seconds()
+        now = utcnow()
+        offset = (_moment(clock, now) - now).total_seconds()
         if watch.offset is None or abs(offset - watch.offset) > _OFFSET_STEP:
             self._states.publish_soon(self._devices[device].sensors)
         watch.offset = offset

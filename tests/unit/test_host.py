@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import SecretStr
@@ -300,6 +301,25 @@ def test_which_time_is_believed(
         max_age=WEEK,
         replayed=replayed,
     ) == (NOW + timedelta(seconds=expected), own)
+
+
+# Summer ends on 2026-10-25 at 3:00, which is 2:00 again; it began on 2026-03-29 at 2:00, which was 3:00.
+@pytest.mark.parametrize(
+    "received", ["2026-10-25T00:30:05", "2026-10-25T01:30:05", "2026-10-25T02:30:05", "2026-03-29T01:30:05"]
+)
+async def test_a_local_time_that_comes_twice_is_the_nearer_one(
+    received: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.fromisoformat(received).replace(tzinfo=UTC)
+    # As rooms read a time that names no zone.
+    said = now.astimezone(ZoneInfo("Europe/Berlin")).replace(fold=0)
+    assert believed_time(said, now, offset=None, max_skew=60, max_age=WEEK) == (now, True)
+    async with house(world) as here:
+        with monkeypatch.context() as patch:
+            patch.setattr("shared.host.utcnow", lambda: now)
+            here.context.heard("controller", clock=said)
+        assert isinstance(here.context, AdapterHost)
+        assert here.context._watches["controller"].offset == 0
 
 
 @pytest.mark.parametrize("hours", [0, 14, -12])
