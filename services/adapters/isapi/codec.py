@@ -771,8 +771,8 @@ def clock(body: bytes, form: str, zone: tzinfo) -> datetime | None:
             found = re.search(r"result\s*=\s*([0-9]{4}-[0-9]+-[0-9]+ [0-9]+:[0-9]+:[0-9]+)", body.decode())
             if found is None:
                 return None
-            local = datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=zone)
-            return local.astimezone(UTC)
+            # Still in its zone: in autumn it may be the first or the second of its name.
+            return datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=zone)
         tree = dialect.parse(body, "json" if body.lstrip()[:1] == b"{" else "xml")
     except (Unreadable, ValueError):
         return None

@@ -169,6 +169,20 @@ def test_clocks(body: bytes, form: str, time: datetime | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "form"),
+    [
+        (b"result=2026-10-25 02:30:05\r\n", "eventmanager"),
+        (b'{"Time": {"localTime": "2026-10-25T02:30:05"}}', "isapi"),
+    ],
+)
+def test_a_clock_that_says_a_time_that_comes_twice_may_mean_either(body: bytes, form: str) -> None:
+    said = codec.clock(body, form, ZoneInfo("Europe/Berlin"))
+    assert said is not None
+    moments = [said.replace(fold=fold).astimezone(UTC).hour for fold in (0, 1)]
+    assert moments == [0, 1]
+
+
+@pytest.mark.parametrize(
     ("body", "numbers"),
     [
         (b"channels[0]=0\r\nchannels[1]=3\r\n", ["1", "4"]),
