@@ -154,6 +154,14 @@ def utcnow() -> datetime:
     return datetime.now(UTC)
 
 
+def in_utc(time: datetime) -> datetime:
+    """The same moment (of an aware time) in UTC."""
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        return time.replace(tzinfo=UTC)  # at an end of the calendar; nobody believes it anyway
+
+
 UtcTime = Annotated[datetime, Meta(tz=True)]
 
 

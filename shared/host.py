@@ -34,6 +34,7 @@ from shared.events import (
     Severity,
     event_id,
     id_key,
+    in_utc,
     utcnow,
 )
 from shared.model import SecretStr
@@ -118,20 +119,13 @@ def _repeat_window(report: Report) -> float | None:
     """For how many seconds what identifies an event does so; None for as long as ids are remembered."""
     if report.repeat_window is not None or report.vendor_id is not None or report.replayed:
         return report.repeat_window
-    unset = report.time is not None and _in_utc(report.time) < _CLOCK_SET
+    unset = report.time is not None and in_utc(report.time) < _CLOCK_SET
     return _SENT_AGAIN if unset else None
 
 
 def _moment(said: datetime, near: datetime) -> datetime:
     """A device's time, in UTC. A local one comes twice when summer time ends: the nearer is meant."""
-    return min((_in_utc(said.replace(fold=fold)) for fold in (0, 1)), key=lambda at: abs(at - near))
-
-
-def _in_utc(time: datetime) -> datetime:
-    try:
-        return time.astimezone(UTC)
-    except OverflowError:
-        return time.replace(tzinfo=UTC)  # at an end of the calendar; nobody believes it anyway
+    return min((in_utc(said.replace(fold=fold)) for fold in (0, 1)), key=lambda at: abs(at - near))
 
 
 class AdapterHost(Part):
@@ -386,7 +380,7 @@ class AdapterHost(Part):
         elif report.time is None and not report.running:
             id_ = str(uuid.uuid4())
         else:
-            at = _in_utc(report.time).isoformat() if report.time else ""
+            at = in_utc(report.time).isoformat() if report.time else ""
             id_ = event_id(site, device, report.sensor or "", report.kind, at, report.running)
         key = id_key(id_)
         if window is not None:

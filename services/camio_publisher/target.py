@@ -17,14 +17,13 @@ import contextlib
 import logging
 import random
 from dataclasses import dataclass
-from datetime import UTC
 from typing import Any, TypedDict
 
 import orjson
 
 from shared.camera_token import TokenError, allowed_url
 from shared.delivery import Job, Missing, NotAllowed, Refused, Retry, Target, Uncertain
-from shared.events import SEVERITY, Event, Kind, SeenBy, SensorType, Severity, Sighting
+from shared.events import SEVERITY, Event, Kind, SeenBy, SensorType, Severity, Sighting, in_utc
 from shared.http import Http
 from shared.model import SecretStr
 from shared.secrets import MissingSecret
@@ -291,7 +290,7 @@ def payload(event: Event, labels: tuple[str, ...] = ()) -> dict[str, Any]:
     data = event.data
     body: dict[str, Any] = {
         "device_id": data.sensor.id,
-        "timestamp": event.time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "timestamp": in_utc(event.time).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
     if data.kind in EVENT_TYPES:
         body["event_type"] = EVENT_TYPES[data.kind]

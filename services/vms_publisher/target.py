@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC
 from typing import TypedDict
 from urllib.parse import urlencode
 
@@ -21,7 +20,7 @@ from msgspec import UNSET
 
 from shared.camera_token import TokenError, decode
 from shared.delivery import Job, Missing, NotAllowed, Retry, Target, Uncertain
-from shared.events import Event, SeenBy, Sighting
+from shared.events import Event, SeenBy, Sighting, in_utc
 from shared.http import Answer, Http, Rejected
 from shared.model import SecretStr
 from shared.secrets import MissingSecret
@@ -217,7 +216,7 @@ class Vms(Target):
 
     async def _create(self, access: _Access, name: str, job: Job) -> Answer:
         assert job.camera is not None
-        time = job.camera.time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
+        time = in_utc(job.camera.time).replace(tzinfo=None).isoformat(timespec="milliseconds")
         meta = metadata(job.event, self._settings.meta_value_length)
         if access.types and access.types.get(name):
             url = f"{access.base_url}/api/v2/cameras/{access.camid}/event_processing/events/{name}/trigger/"

@@ -135,6 +135,11 @@ def test_only_three_kinds_have_an_event_type_and_the_status_is_a_label(
     assert words in said["labels"]
 
 
+def test_a_time_from_an_end_of_the_calendar_is_told() -> None:
+    never = datetime.fromisoformat("0001-01-01T00:00:00+02:00")
+    assert payload(event().replace(time=never))["timestamp"] == "0001-01-01T00:00:00.000Z"
+
+
 def test_what_is_not_known_is_left_out() -> None:
     said = payload(event(Kind.ACCESS_ENTRY_DENIED, actor=Actor(name="Tester Smith", id="")))
     assert set(said) == {"device_id", "timestamp", "labels", "actor_name"}

@@ -315,6 +315,16 @@ async def test_the_time_is_the_cameras_in_utc_without_a_zone(vms: VmsSimulator, 
     assert vms.events()[0]["time"] == "2026-11-21T18:22:12.398"
 
 
+async def test_a_time_from_an_end_of_the_calendar_is_told(vms: VmsSimulator, tmp_path: Path) -> None:
+    """As of a program that never set one, in a zone where it is no moment in UTC."""
+    here = world(tmp_path, vms)
+    never = datetime.fromisoformat("0001-01-01T00:00:00+02:00")
+    async with publisher(here) as part:
+        tell(here, sighting(event().replace(time=never)))
+        await until(lambda: vms.events() or part.dead)
+    assert [one["time"] for one in vms.events()] == ["0001-01-01T00:00:00.000"]
+
+
 @pytest.mark.parametrize("say", [stamped, lambda of, **vms: sighting(of, tuple(vms))])
 async def test_a_camera_that_the_vms_does_not_know_is_left_out(
     say: Callable[..., Sighting], vms: VmsSimulator, tmp_path: Path
