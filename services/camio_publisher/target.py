@@ -303,7 +303,7 @@ def payload(event: Event, labels: tuple[str, ...] = ()) -> dict[str, Any]:
     body["labels"] = list(dict.fromkeys(_label(text) for text in said if text.strip()))
     if data.actor is not None:
         actor = data.actor.known()
-        body.update((f"actor_{key}", value) for key, value in actor.items() if value)
+        body.update((f"actor_{key}", _text(value)) for key, value in actor.items() if value)
     return body
 
 
@@ -313,6 +313,11 @@ def _words(kind: Kind) -> str:
     return (status if family in ("access", "device") else f"{family} {status}").replace("_", " ")
 
 
+def _text(text: str) -> str:
+    """Databases take no NUL in a text, and Camio might fail at it for ever."""
+    return text.replace("\0", "\ufffd")
+
+
 def _label(text: str) -> str:
-    text = text.strip()
+    text = _text(text.strip())
     return text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…"

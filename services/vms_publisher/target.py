@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import TypedDict
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import httpx
 import orjson
@@ -246,8 +246,9 @@ class Vms(Target):
 
 
 def tag(id_: str) -> str:
-    """The tag name that marks an event at the VMS."""
-    return f"tocsin_{id_}"
+    """The tag name that marks an event at the VMS. Whoever publishes events of their own gives them any ids:
+    what would end a name in a search is escaped."""
+    return f"tocsin_{quote(id_, safe='')}"
 
 
 def metadata(event: Event, longest: int) -> dict[str, str]:
@@ -278,6 +279,8 @@ def metadata(event: Event, longest: int) -> dict[str, str]:
         tags[_free(f"native_{key}", tags)] = value
     for key, value in data.details.items():
         tags[_free(key, tags)] = value
+    # Databases take no NUL in a text, and the VMS might fail at it for ever.
+    tags = {key: value.replace("\0", "\ufffd") for key, value in tags.items()}
     cut = [key for key, value in tags.items() if len(value) > longest]
     for key in cut:
         tags[key] = tags[key][: longest - 1] + "…"

@@ -140,6 +140,12 @@ def test_a_time_from_an_end_of_the_calendar_is_told() -> None:
     assert payload(event().replace(time=never))["timestamp"] == "0001-01-01T00:00:00.000Z"
 
 
+def test_no_text_has_a_nul_which_no_database_takes() -> None:
+    said = payload(event(actor=Actor(name="A\0"), labels=("b\0",)))
+    assert said["actor_name"] == "A\ufffd"
+    assert "b\ufffd" in said["labels"]
+
+
 def test_what_is_not_known_is_left_out() -> None:
     said = payload(event(Kind.ACCESS_ENTRY_DENIED, actor=Actor(name="Tester Smith", id="")))
     assert set(said) == {"device_id", "timestamp", "labels", "actor_name"}

@@ -171,6 +171,19 @@ def test_names_that_meet_are_all_kept() -> None:
     assert {"one", "other", "3", "4"} <= set(said.values())
 
 
+def test_no_value_has_a_nul_which_no_database_takes() -> None:
+    said = metadata(event(details={"text": "a\0b\n"}, actor=Actor(name="A\0")), 1024)
+    assert (said["text"], said["actor_name"]) == ("a\ufffdb\n", "A\ufffd")
+
+
+def test_a_tag_names_one_event_whatever_its_id() -> None:
+    ids = ["a,b", "a/b", "a_b", "a b", "a%2Cb", "ä"]
+    tags = [tag(id_) for id_ in ids]
+    assert len(set(tags)) == len(ids)
+    assert not any(letter in "".join(tags) for letter in ",/& ")
+    assert tag("0199f0c2-0000-7000-8000-000000000000") == "tocsin_0199f0c2-0000-7000-8000-000000000000"
+
+
 def test_a_long_value_is_cut_and_named() -> None:
     said = metadata(event(details={"text": "x" * 100, "note": "y" * 40}), 40)
     assert said["text"] == "x" * 39 + "…"
