@@ -460,3 +460,8 @@ def main(*, seconds: float | None, keep: str | None) -> int:
         except (NoBroker, DidNotStart) as error:
             console.line(f"The demo can't start: {error}")
             return 1
+        except OSError as error:
+            if error.filename is None:
+                raise
+            console.line(f"The demo can't start: {error.filename}: {error.strerror}")
+            return 1

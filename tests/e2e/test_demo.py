@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
+from services import demo
 from tests.peers import clean_environment
 
 
@@ -29,6 +31,13 @@ async def test_the_demo_counts_what_it_shows_and_says_what_is_missing() -> None:
         bad = group.create_task(ran("-c", _FORGETFUL))
     everything_arrived(*good.result())
     smoke_is_missing(*bad.result())
+
+
+def test_a_folder_that_cannot_be_kept_in_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert demo.main(seconds=1, keep=str(tmp_path / "file")) == 1
+    said = f"The demo can't start: {tmp_path}/file/secrets: Not a directory\n"
+    assert capsys.readouterr() == (said, "")
 
 
 def everything_arrived(code: int | None, out: str, err: str) -> None:
