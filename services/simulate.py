@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import importlib
 import inspect
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +25,8 @@ from shared.site import Device, SiteError, did_you_mean, load
 
 _PATIENCE = 6.0
 """A little longer than a panel waits for an answer, so that it knows that there was none."""
+_NOT_OURS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
+"""Why a device to which its adapter connects cannot be played at an address."""
 
 
 class Speaker(Protocol):
@@ -139,5 +143,11 @@ async def main(settings: Settings, args: argparse.Namespace) -> int:
                 )
     except (ValueError, SiteError, MissingSecret, rooms.RoomError) as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        why = os.strerror(error.errno).lower()
+        print(f"--to {without_login(args.to)}: {args.device} cannot listen there ({why})", file=sys.stderr)
         return 2
     return 0

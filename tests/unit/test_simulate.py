@@ -39,6 +39,10 @@ devices:
     adapter: dc09
     account: "1234"
     sensors: {kitchen-smoke: {type: smoke, zone: 12, cameras: [yard]}}
+  meter:
+    adapter: modbus
+    url: tcp://127.0.0.1:1
+    sensors: {cellar: {type: water_leak, discrete: 0, cameras: [yard]}}
 """
 GATE = ("gate", "yard-gate", "access.forced_open")
 SCRIPTS = ("scripts", "yard-motion", "motion.detected")
@@ -187,6 +191,16 @@ async def test_an_address_of_another_form_is_refused(
 ) -> None:
     assert await simulated(settings, *said, "--to", address) == 2
     assert capsys.readouterr() == ("", told + "\n")
+
+
+async def test_a_device_that_cannot_listen_there_says_so(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        address = f"{HOST}:{taken.getsockname()[1]}"
+        assert await simulated(settings, "meter", "cellar", "water.leak", "--to", address) == 2
+    told = f"--to {address}: meter cannot listen there (address already in use)\n"
+    assert capsys.readouterr() == ("", told)
 
 
 async def test_no_part_of_a_password_is_told(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
