@@ -15,7 +15,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -32,6 +32,7 @@ from services.watch import wants_colour
 from shared.bus import Endpoint
 from shared.camera_token import CameraToken, TokenError, decode
 from shared.clock import host_clock_synchronised
+from shared.copies import name_of
 from shared.events import Refusal, utcnow
 from shared.probing import Around, Found, Port, Waits
 from shared.reaching import unreached
@@ -422,33 +423,45 @@ class _Checker:
             self.say_of(
                 "warning",
                 "gateway",
-                f"what it has heard of its devices is not known: {error}",
+                f"how its services are, and what they heard of its devices, is not known: {error}",
                 "start its broker, or say where it is (TOCSIN_MQTT_URL)",
             )
             return
         for adapter in dict.fromkeys(device.adapter for device in self.site.devices.values()):
-            self._service(adapter, said)
+            self._service(f"adapter-{adapter}", ("adapters", adapter), said)
+        self._copies("correlator", (), said)
+        for target in [name for name, _ in self.site.targets.items()]:
+            self._copies(f"{target}-publisher", ("targets", target), said)
         for device_id, device in self.site.devices.items():
             service = said.services.get(f"adapter-{device.adapter}")
             if service is not None and service.status != "offline":
                 refused = next((one for one in service.refused if one.device == device_id), None)
                 self._heard(device_id, said, refused)
 
-    def _service(self, adapter: str, said: Known) -> None:
-        name, at = f"adapter-{adapter}", ("adapters", adapter)
+    def _copies(self, service: str, at: Sequence[str], said: Known) -> None:
+        for copy in range(self.site.copies_of(service)):
+            self._service(name_of(service, copy), at, said)
+
+    def _service(self, name: str, at: Sequence[str], said: Known) -> None:
+        def say(level: Level, problem: str, remedy: str = "") -> None:
+            if at:
+                self.say(level, at, f"{name} {problem}", remedy)
+            else:
+                self.say_of(level, "gateway", f"{name} {problem}", remedy)
+
         service = said.services.get(name)
         if service is None:
-            self.say("warning", at, f"{name} has not been seen at the broker", "start it")
+            say("warning", "has not been seen at the broker", "start it")
         elif service.status == "offline":
-            self.say("warning", at, f"{name} is not running", "start it")
+            say("warning", "is not running", "start it")
         elif service.status == "degraded":
-            self.say("warning", at, f"{name} is degraded: {service.reason}")
+            say("warning", f"is degraded: {service.reason}")
         else:
-            self.say("ok", at, f"{name} is running")
+            say("ok", "is running")
         for one in service.refused if service is not None else ():
             if one.device is None and (when := _recently(one)):
                 whose = f" from {one.peer}" if one.peer else ""
-                self.say("warning", at, f"{name} refused something{whose} {when}: {one.message}")
+                say("warning", f"refused something{whose} {when}: {one.message}")
 
     def _heard(self, device_id: str, said: Known, refused: Refusal | None) -> None:
         """What is known of a device: of those that nobody can try, this is all that can be said."""

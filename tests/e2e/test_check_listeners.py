@@ -229,5 +229,5 @@ async def test_no_gateway(house: House) -> None:
     lines = await house.check(broker=f"mqtt://{HOST}:{free_port()}")
     (said,) = levels(lines, "gateway")
     assert said[0] == "warning"
-    assert "what it has heard of its devices is not known" in said[1]
+    assert "what they heard of its devices, is not known" in said[1]
     assert "TOCSIN_MQTT_URL" in said[1]

@@ -88,11 +88,15 @@ async def test_a_copy_that_does_not_answer_is_named(house: House) -> None:
     await house.stack.services["vms-publisher-1"].stop()
     try:
         done = await house.tocsin("dead-letters", "list")
+        check = await house.tocsin("check", str(house.stack.site_file), "--online")
     finally:
         await house.stack.services["vms-publisher-1"].start()
     assert done.code == 1
     assert done.out == "no dead letters for vms\n"
     assert done.err == "vms-publisher-1 did not answer within 10 s\n"
+    assert "targets.vms: vms-publisher-1 is not running; start it\n" in check.out
+    for running in ("targets.vms: vms-publisher", "gateway: correlator", "gateway: correlator-1"):
+        assert f"{running} is running\n" in check.out
 
 
 async def test_a_number_that_is_none(house: House) -> None:
