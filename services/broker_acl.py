@@ -69,7 +69,7 @@ def rights(site: str, name: str, in_copies: int = 1) -> list[Right]:
         raise ValueError(f"{site!r} is not the id of a site") from None
     role: Role = name if name in PEOPLE else role_of(name)
     target = name.removesuffix("-publisher")
-    own = [copies.name_of(name, copy) for copy in range(in_copies)]
+    own = copies.names_of(name, in_copies)
     return [
         Right(grant.access, f"{PREFIX}/{site}/{grant.topic.format(service=service, target=target)}")
         for grant in GRANTS

@@ -32,8 +32,9 @@ from services.watch import wants_colour
 from shared.bus import Endpoint
 from shared.camera_token import CameraToken, TokenError, decode
 from shared.clock import host_clock_synchronised
-from shared.copies import name_of
+from shared.copies import names_of
 from shared.events import Refusal, utcnow
+from shared.http import is_page
 from shared.probing import Around, Found, Port, Waits
 from shared.reaching import unreached
 from shared.secrets import MissingSecret, Secrets
@@ -439,8 +440,8 @@ class _Checker:
                 self._heard(device_id, said, refused)
 
     def _copies(self, service: str, at: Sequence[str], said: Known) -> None:
-        for copy in range(self.site.copies_of(service)):
-            self._service(name_of(service, copy), at, said)
+        for name in names_of(service, self.site.copies_of(service)):
+            self._service(name, at, said)
 
     def _service(self, name: str, at: Sequence[str], said: Known) -> None:
         def say(level: Level, problem: str, remedy: str = "") -> None:
@@ -559,7 +560,7 @@ class _Checker:
         with suppress(KeyError, ValueError):
             # The header is cut to the second, so half of one is the fairest guess.
             self.offsets[host] = parsedate_to_datetime(answer.headers["date"]).timestamp() + 0.5 - now
-        if answer.is_success and answer.content.lstrip().startswith(b"<"):
+        if answer.is_success and is_page(answer.content):
             self.say(
                 "error",
                 at,

@@ -20,7 +20,7 @@ import orjson
 
 from services.watch import Console, printable, site_topics
 from shared.bus import Bus, Message
-from shared.copies import name_of, split
+from shared.copies import name_of, names_of, split
 from shared.events import PLAIN_JSON
 from shared.secrets import Secrets
 from shared.settings import Settings
@@ -202,7 +202,7 @@ def _copies(settings: Settings, target: str) -> list[str]:
     if target not in known:
         raise NoAnswer(f"the site file has no target {target}; it has: {', '.join(known) or 'none'}")
     service = f"{target}-publisher"
-    return [name_of(service, copy) for copy in range(site.copies_of(service))]
+    return names_of(service, site.copies_of(service))
 
 
 def _tell_replay(

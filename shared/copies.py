@@ -26,6 +26,11 @@ def name_of(service: str, copy: int) -> str:
     return f"{service}-{copy}" if copy else service
 
 
+def names_of(service: str, copies: int) -> list[str]:
+    """The names of all its copies."""
+    return [name_of(service, copy) for copy in range(copies)]
+
+
 def split(name: str) -> tuple[str, int]:
     """Service and number of the copy of that name.
 

@@ -9,7 +9,6 @@ the environment's proxies.
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import orjson
 
+from shared import files
 from shared.delivery import NotAllowed, Refused, Retry, Uncertain
 from shared.transport import Transport
 
@@ -43,6 +43,12 @@ class Answer:
             return None
 
 
+def is_page(body: bytes) -> bool:
+    """Whether an answer is a web page: not of the API that was asked, but of a proxy in front of it or the
+    login of a network."""
+    return body.lstrip().startswith(b"<")
+
+
 class Rejected(Refused):
     """A 4xx answer that is none of the usual ones. `status` and `detail` are the target's."""
 
@@ -59,7 +65,7 @@ class Http:
         self, *, timeout: float, connect_timeout: float, ca_file: str | None = None, connections: int = 64
     ) -> None:
         self._way: tuple[float, float, str | None, int] | None = None
-        self._ca_mark: tuple[int, int, int] | None = None
+        self._ca_mark: tuple[int, ...] = ()
         self._transport: Transport | None = None
         self._retired: set[asyncio.Task[None]] = set()
         self._problem: str | None = None
@@ -77,8 +83,8 @@ class Http:
 
     def _follow(self) -> None:
         timeout, connect_timeout, ca_file, connections = self._wanted
-        mark = _mark(ca_file) if ca_file else None
-        if self._wanted == self._way and mark == self._ca_mark:
+        found = files.mark(ca_file) if ca_file else ()
+        if self._wanted == self._way and found == self._ca_mark:
             self._problem = None
             return
         try:
@@ -89,7 +95,7 @@ class Http:
             return
         if self._transport is not None and self._way is not None:
             self._retire(self._transport, self._way[0])
-        self._way, self._ca_mark, self._problem = self._wanted, mark, None
+        self._way, self._ca_mark, self._problem = self._wanted, found, None
         self._timeout = {"connect": connect_timeout, "read": timeout}
         self._transport = Transport(context, connections=connections)
 
@@ -173,15 +179,6 @@ def retry_after(value: str | None) -> float | None:
         except (ValueError, TypeError):
             return None
     return min(_LONGEST_RETRY_AFTER, max(0.0, seconds)) if seconds == seconds else None  # noqa: PLR0124 (NaN)
-
-
-def _mark(file: str) -> tuple[int, int, int] | None:
-    """Another one once the file has changed."""
-    try:
-        about = os.stat(file)
-    except (OSError, ValueError):
-        return None
-    return about.st_mtime_ns, about.st_ino, about.st_size
 
 
 def _said(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+from shared import files
 from shared.model import SecretStr
 from shared.site import SecretRef
 
@@ -159,11 +160,7 @@ class Secrets:
     def _mark(self, name: str) -> tuple[int, ...]:
         """Differs when the file may have changed; () when there is none."""
         path = self._path(name)
-        try:
-            status = path.stat() if path else None
-        except OSError:
-            return ()
-        return (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size) if status else ()
+        return files.mark(path) if path else ()
 
     def _fetch(self, name: str) -> SecretStr:
         path, variable = self._path(name), self._variable(name)

@@ -22,9 +22,9 @@ from typing import Any, TypedDict
 import orjson
 
 from shared.camera_token import TokenError, allowed_url
-from shared.delivery import Job, Missing, NotAllowed, Refused, Retry, Target, Uncertain
+from shared.delivery import Job, Missing, NotAllowed, Refused, Retry, Target, Uncertain, storable
 from shared.events import SEVERITY, Event, Kind, SeenBy, SensorType, Severity, Sighting, in_utc
-from shared.http import Http
+from shared.http import Http, is_page
 from shared.model import SecretStr
 from shared.secrets import MissingSecret
 from shared.service import Runtime
@@ -195,10 +195,9 @@ class Camio(Target):
     async def _post(
         self, url: str, headers: dict[str, str], body: dict[str, Any], *, safe: bool = False
     ) -> bool:
-        """Whether it was Camio that took it: Camio answers with no body, a proxy in front of it or the login
-        of a network with a page."""
+        """Whether it was Camio that took it: Camio answers with no body."""
         answer = await self._http.send("POST", url, headers, orjson.dumps(body), safe=safe)
-        return not answer.body.lstrip().startswith(b"<")
+        return not is_page(answer.body)
 
     def _token(self) -> SecretStr | None:
         if self._settings is None:
@@ -303,7 +302,7 @@ def payload(event: Event, labels: tuple[str, ...] = ()) -> dict[str, Any]:
     body["labels"] = list(dict.fromkeys(_label(text) for text in said if text.strip()))
     if data.actor is not None:
         actor = data.actor.known()
-        body.update((f"actor_{key}", _text(value)) for key, value in actor.items() if value)
+        body.update((f"actor_{key}", storable(value)) for key, value in actor.items() if value)
     return body
 
 
@@ -313,11 +312,6 @@ def _words(kind: Kind) -> str:
     return (status if family in ("access", "device") else f"{family} {status}").replace("_", " ")
 
 
-def _text(text: str) -> str:
-    """Databases take no NUL in a text, and Camio might fail at it for ever."""
-    return text.replace("\0", "\ufffd")
-
-
 def _label(text: str) -> str:
-    text = _text(text.strip())
+    text = storable(text.strip())
     return text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…"

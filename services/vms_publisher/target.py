@@ -19,7 +19,7 @@ import orjson
 from msgspec import UNSET
 
 from shared.camera_token import TokenError, decode
-from shared.delivery import Job, Missing, NotAllowed, Retry, Target, Uncertain
+from shared.delivery import Job, Missing, NotAllowed, Retry, Target, Uncertain, storable
 from shared.events import Event, SeenBy, Sighting, in_utc
 from shared.http import Answer, Http, Rejected
 from shared.model import SecretStr
@@ -29,9 +29,8 @@ from shared.site import Camera, CameraVms, VmsTarget
 
 _PAGE = 100
 _MOST_PAGES = 50
-_UNFIT = str.maketrans({",": "_", "/": "_"})
-"""A search lists tag names with commas between, and a tag's address has its name between slashes."""
 _NOT_IN_NAMES = re.compile(r"[,/\x00-\x1f\x7f]")
+"""A search lists tag names with commas between, and a tag's address has its name between slashes."""
 _LONGEST_NAME = 128
 
 
@@ -279,8 +278,7 @@ def metadata(event: Event, longest: int) -> dict[str, str]:
         tags[_free(f"native_{key}", tags)] = value
     for key, value in data.details.items():
         tags[_free(key, tags)] = value
-    # Databases take no NUL in a text, and the VMS might fail at it for ever.
-    tags = {key: value.replace("\0", "\ufffd") for key, value in tags.items()}
+    tags = {key: storable(value) for key, value in tags.items()}
     cut = [key for key, value in tags.items() if len(value) > longest]
     for key in cut:
         tags[key] = tags[key][: longest - 1] + "…"

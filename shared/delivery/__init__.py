@@ -9,6 +9,6 @@ ones may have arrived: these are looked up at the target before they are sent ag
 """
 
 from shared.delivery.publisher import Publisher
-from shared.delivery.target import Job, Missing, NotAllowed, Refused, Retry, Target, Uncertain
+from shared.delivery.target import Job, Missing, NotAllowed, Refused, Retry, Target, Uncertain, storable
 
-__all__ = ["Job", "Missing", "NotAllowed", "Publisher", "Refused", "Retry", "Target", "Uncertain"]
+__all__ = ["Job", "Missing", "NotAllowed", "Publisher", "Refused", "Retry", "Target", "Uncertain", "storable"]

@@ -43,6 +43,11 @@ class Refused(Exception):
     """The target will never take it: it is set aside as a dead letter, with this reason."""
 
 
+def storable(text: str) -> str:
+    """Databases take no NUL in a text, and a target might fail at it for ever."""
+    return text.replace("\0", "\ufffd")
+
+
 class Missing:
     """What events wait for, and the site file does not name."""
 

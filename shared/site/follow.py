@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from shared import files
 from shared.site.mistakes import SiteError, Unjudged, fetch
 from shared.site.model import Site
 
@@ -63,7 +63,7 @@ class Follower:
         """Look at the file once: the new site, or why the new file is refused, or None if there is
         nothing new. After a refused file the old one's return counts as new. One that could not be judged is
         told once, and taken when it could."""
-        mark = self._stat()
+        mark = files.mark(self._path)
         now = self._clock()
         due = self._again is not None and now >= self._again
         # A file may be written twice within the resolution of its times, so a fresh one is read anyway.
@@ -118,13 +118,6 @@ class Follower:
             done = on_error(result) if isinstance(result, SiteError) else on_change(result)
             if done is not None:
                 await done
-
-    def _stat(self) -> tuple[int, ...]:
-        try:
-            status = os.stat(self._path)
-        except (OSError, ValueError):
-            return ()
-        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _digest(data: bytes) -> bytes:

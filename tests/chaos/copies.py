@@ -8,7 +8,7 @@ import shutil
 
 from services.run import MAKERS
 from services.stack import DidNotStart
-from shared.copies import name_of
+from shared.copies import name_of, names_of
 from tests.chaos import faults
 from tests.chaos.faults import Fault, killed, killed_at, vms
 from tests.chaos.world import World
@@ -25,7 +25,7 @@ def some_killed(service: str) -> Fault:
     """Two copies of a service are killed, one after another or at once."""
 
     async def act(world: World, chance: random.Random) -> None:
-        names = chance.sample([name_of(service, copy) for copy in range(world.copies)], 2)
+        names = chance.sample(names_of(service, world.copies), 2)
         await asyncio.gather(*(killed(name)(world, chance) for name in names))
 
     return act
